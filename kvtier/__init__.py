@@ -1,0 +1,1 @@
+"""kvtier: a multilevel read-through page cache, from GPU memory to a remote backend."""

@@ -1,0 +1,175 @@
+"""The interface of a storage backend: one small set of batched, asynchronous calls.
+
+A backend holds *objects*: immutable, named runs of pages. Every call takes a batch, answers per
+item, and may succeed in part. A backend is found by its entry point in ``kvtier.backends``
+(:mod:`kvtier.registry`), and proves itself with the contract suite in :mod:`kvtier.testing`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import numpy as np
+
+from kvtier.pages import I64, U8, U32, U64
+
+API_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """What a backend can do: drives both the callers and the contract suite.
+
+    Attributes:
+        api_version: the version of this interface it was written for.
+        writable: ``put`` and ``delete`` work.
+        listable: ``keys`` works.
+        persistent: objects outlive ``close``.
+        shared: other processes see the same objects.
+        key_bytes_max: longest key.
+        object_pages_max: most pages of one object.
+        extent_pages_max: most pages of one extent.
+        batch_extents_max: most extents of one ``read``.
+    """
+
+    api_version: int = API_VERSION
+    writable: bool = True
+    listable: bool = True
+    persistent: bool = False
+    shared: bool = False
+    key_bytes_max: int = 1024
+    object_pages_max: int = (1 << 32) - 1
+    extent_pages_max: int = 1 << 20
+    batch_extents_max: int = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExtentBatch:
+    """A batch of ``n`` extents to read, as a struct of arrays.
+
+    Attributes:
+        keys: the distinct object keys of the batch.
+        versions: u64[len(keys)], the version wanted of each; an object that has another version
+            by now is answered ABSENT, so pages of two versions never mix.
+        key_index: u32[n], the extent's key as an index into ``keys``.
+        first_page: u32[n], its first page inside the object.
+        page_count: u32[n], its pages, at least 1, never past the end of the object.
+        row: u32[n], the row of ``out`` that takes its first page; the others follow.
+    """
+
+    keys: tuple[bytes, ...]
+    versions: U64
+    key_index: U32
+    first_page: U32
+    page_count: U32
+    row: U32
+
+    def __len__(self) -> int:
+        return len(self.first_page)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ObjectBatch:
+    """Whole objects to publish.
+
+    Attributes:
+        keys: k distinct keys.
+        page_counts: u32[k], pages of each, at least 1.
+        payload: u8[sum(page_counts), page_bytes], their pages, object after object.
+    """
+
+    keys: tuple[bytes, ...]
+    page_counts: U32
+    payload: U8
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ObjectStats:
+    """What ``stat`` knows of k keys.
+
+    Attributes:
+        pages: i64[k], pages of the object, -1 where there is none.
+        versions: u64[k], changes whenever the key is rewritten; 0 where there is none.
+    """
+
+    pages: I64
+    versions: U64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PutResult:
+    """What became of k published objects.
+
+    Attributes:
+        status: u8[k], ``PageStatus.OK`` or ``PageStatus.FAILED``.
+        versions: u64[k], the version each key has now; 0 where it failed.
+    """
+
+    status: U8
+    versions: U64
+
+
+class Backend(ABC):
+    """One store of objects. All methods but ``open`` may be called concurrently.
+
+    A failure of the store shows as a status per item; an exception
+    (:class:`kvtier.errors.BackendError`) means that nothing can be said of any item. After
+    ``close`` every call raises :class:`kvtier.errors.ClosedError`.
+    """
+
+    capability: ClassVar[Capability] | Capability
+
+    @classmethod
+    @abstractmethod
+    async def open(cls, options: Mapping[str, Any], page_bytes: int) -> Backend:
+        """Validate ``options`` and connect.
+
+        Raises:
+            SettingsError: an option is unknown, missing or of a wrong type.
+            BackendError: the store cannot be reached, or refuses.
+        """
+
+    @abstractmethod
+    async def stat(self, keys: Sequence[bytes]) -> ObjectStats:
+        """Pages and version of each key. Raises BackendError when the store cannot say."""
+
+    @abstractmethod
+    async def read(self, batch: ExtentBatch, out: U8) -> U8:
+        """Read extents into rows of ``out``.
+
+        Args:
+            batch: at most ``batch_extents_max`` extents of at most ``extent_pages_max`` pages.
+            out: u8[rows, page_bytes], C-contiguous. Rows of an extent that is not OK hold
+                nothing of use. Once the call returned, raised or was cancelled, ``out`` is not
+                touched any more.
+
+        Returns:
+            u8[len(batch)], a :class:`kvtier.pages.PageStatus` (OK, ABSENT or FAILED) per extent.
+        """
+
+    @abstractmethod
+    async def put(self, batch: ObjectBatch) -> PutResult:
+        """Publish whole objects; each appears at once and whole, or not at all."""
+
+    @abstractmethod
+    async def delete(self, keys: Sequence[bytes]) -> U8:
+        """Remove objects. u8[k]: OK, ABSENT (there was none) or FAILED per key."""
+
+    @abstractmethod
+    def keys(self) -> AsyncIterator[bytes]:
+        """Every key, in no order; objects put or deleted meanwhile may be missed or seen."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Let go of everything; a second call does nothing."""
+
+
+def empty_status(count: int) -> U8:
+    """u8[count] of ``PageStatus.OK``, to be filled in where something went wrong."""
+    return np.zeros(count, np.uint8)

@@ -1,0 +1,116 @@
+"""Pages: the unit of caching, how one is named, and what can be said of one.
+
+A *page* is ``page_bytes`` of an *object*, an immutable run of pages. A ``PageId`` is a u64:
+the object id (u32) in the high half, the page index inside the object (u32) in the low half,
+so that neighbours in an object have neighbouring ids.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtier.errors import SettingsError
+
+U8: TypeAlias = NDArray[np.uint8]
+U32: TypeAlias = NDArray[np.uint32]
+U64: TypeAlias = NDArray[np.uint64]
+I64: TypeAlias = NDArray[np.int64]
+Bool: TypeAlias = NDArray[np.bool_]
+
+PAGE_BYTES_DEFAULT: Final = 4096
+PAGE_BYTES_QUANTUM: Final = 512
+PAGE_BYTES_MAX: Final = 4 << 20
+OBJECT_PAGES_MAX: Final = (1 << 32) - 1
+"""Pages of one object; one less than the page index can count, so objects never adjoin."""
+
+_PAGE_BITS: Final = np.uint64(32)
+_PAGE_MASK: Final = np.uint64(0xFFFF_FFFF)
+
+
+class PageStatus(enum.IntEnum):
+    """What became of one demand read."""
+
+    OK = 0
+    ABSENT = 1
+    """No level has the page."""
+    LATE = 2
+    """The deadline passed first; the fetch goes on and still fills the tiers."""
+    FAILED = 3
+    """The last level could not read the page."""
+
+
+class PageState(enum.IntEnum):
+    """What an index knows of a requested page, or of a slot."""
+
+    EMPTY = 0
+    """Of a request: a miss. Of a slot: free."""
+    PENDING = 1
+    """A slot is reserved, its bytes are not there yet."""
+    VALID = 2
+    """A hit: the slot's bytes are in place and verified."""
+
+
+class LookupResult(NamedTuple):
+    """What an index answers for one batch of ``n`` page ids (DESIGN: probe, fold, plan).
+
+    Attributes:
+        states: u8[n], a :class:`PageState` per request, as it was when the batch arrived.
+        slots: i64[n]. VALID and PENDING requests: the page's slot. EMPTY requests: the slot now
+            reserved for the page, or -1 (bypass, or not admitted).
+        leaders: i64[n], or None when no request missed. For a request that did not hit, the first
+            row of the batch that asks for the same page; itself for every other request.
+        evicted: u64[k], ids of the pages dropped to make room, in the order of the plan.
+        bypasses: admitted pages for which their set had no evictable way.
+    """
+
+    states: U8
+    slots: I64
+    leaders: I64 | None
+    evicted: U64
+    bypasses: int
+
+
+def make_page_ids(object_id: int, pages: NDArray[np.integer]) -> U64:
+    """PageIds of the given page indices (any integer dtype, any shape) of one object."""
+    return (np.uint64(object_id) << _PAGE_BITS) | pages.astype(np.uint64)
+
+
+def expand_objects(object_ids: U32, page_counts: NDArray[np.integer]) -> U64:
+    """PageIds of every page of several objects, object after object.
+
+    Args:
+        object_ids: u32[k].
+        page_counts: integers[k], pages of each object.
+    """
+    counts = page_counts.astype(np.int64)
+    starts = np.cumsum(counts) - counts
+    pages = np.arange(int(counts.sum()), dtype=np.int64) - np.repeat(starts, counts)
+    high = np.repeat(object_ids.astype(np.uint64) << _PAGE_BITS, counts)
+    return high | pages.astype(np.uint64)
+
+
+def object_ids_of(page_ids: U64) -> U32:
+    """The object half of each PageId."""
+    return (page_ids >> _PAGE_BITS).astype(np.uint32)
+
+
+def page_indices_of(page_ids: U64) -> U32:
+    """The page half of each PageId."""
+    return (page_ids & _PAGE_MASK).astype(np.uint32)
+
+
+def check_page_bytes(page_bytes: int) -> int:
+    """Return ``page_bytes``, or raise :class:`SettingsError` where it cannot be a page size."""
+    if (
+        not PAGE_BYTES_QUANTUM <= page_bytes <= PAGE_BYTES_MAX
+        or page_bytes % PAGE_BYTES_QUANTUM != 0
+    ):
+        raise SettingsError(
+            f"page_bytes is {page_bytes}: it must be a multiple of {PAGE_BYTES_QUANTUM} "
+            f"from {PAGE_BYTES_QUANTUM} to {PAGE_BYTES_MAX}"
+        )
+    return page_bytes

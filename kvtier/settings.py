@@ -1,0 +1,147 @@
+"""Settings: frozen values that a user tunes, read from TOML.
+
+Sizes and times are written with their unit (``"64 GiB"``, ``"80 us"``) and held in bytes and
+seconds. Parts that do work are never in here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+from kvtier.pages import PAGE_BYTES_DEFAULT
+
+TierName = Literal["hbm", "dram", "nvme"]
+WriteRule = Literal["through", "none"]
+Device = Literal["auto", "cuda", "cpu"]
+Engine = Literal["threads", "aiofiles"]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceModel:
+    """A device in virtual time: fixed latency, and the slower of an operation and a byte rate.
+
+    Attributes:
+        latency_s: from the start of an operation until its bytes are usable, on an idle device.
+        iops: operations started per second.
+        bytes_per_s: bandwidth, decimal.
+    """
+
+    latency_s: float
+    iops: float
+    bytes_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TierSettings:
+    """One cache tier.
+
+    Attributes:
+        name: ``hbm``, ``dram`` or ``nvme``; tiers are searched in this order.
+        capacity_bytes: payload bytes; rounded down to whole sets.
+        ways: slots of a set: 8, 16 or 32.
+        admit: share of missed pages that reserve a slot, 0 to 1; chosen by hash, so runs repeat.
+        write: whether written objects are kept here.
+        path: the file of an ``nvme`` tier; None takes a temporary one.
+        engine: how an ``nvme`` tier does its I/O.
+        queue_depth: operations in flight at the device of an ``nvme`` tier.
+        direct: open the file with O_DIRECT where the file system can.
+        merge_gap_pages: unwanted pages read to join two extents into one; 0 joins neighbours only.
+        extent_pages_max: most pages of one device read; 1 never merges.
+        model: the device in virtual time (``simulate``).
+    """
+
+    name: TierName
+    capacity_bytes: int
+    ways: int = 16
+    admit: float = 1.0
+    write: WriteRule = "through"
+    path: Path | None = None
+    engine: Engine = "threads"
+    queue_depth: int = 32
+    direct: bool = True
+    merge_gap_pages: int = 0
+    extent_pages_max: int = 32
+    model: DeviceModel | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OriginSettings:
+    """The last level, a backend that holds the truth.
+
+    Attributes:
+        backend: its name in the entry-point group ``kvtier.backends``.
+        options: what its ``open`` gets.
+        write: whether written objects are put there before a write is done.
+        merge_gap_pages, extent_pages_max, model: as in :class:`TierSettings`.
+    """
+
+    backend: str
+    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    write: WriteRule = "through"
+    merge_gap_pages: int = 0
+    extent_pages_max: int = 32
+    model: DeviceModel | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChainSettings:
+    """Bounds of the read-through chain.
+
+    Attributes:
+        batch_pages_max: most pages of one batch; a longer read is cut into several.
+        inflight_pages_max: pages being fetched at once, all batches together.
+        device_batch_pages: pages of one staging buffer, so of one batch given to a device.
+        staging_bytes: memory for pages on their way, all levels together.
+        objects_max: objects that the directory remembers.
+    """
+
+    batch_pages_max: int = 1 << 16
+    inflight_pages_max: int = 1 << 17
+    device_batch_pages: int = 256
+    staging_bytes: int = 64 << 20
+    objects_max: int = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaySettings:
+    """How a trace is driven.
+
+    Attributes:
+        concurrency: requests active at once; each wave takes the next batch of every one.
+        pages_per_block: pages that stand for one KV block of a request trace; 0 takes the model's
+            full geometry. Anything else is reported as *scaled*.
+        model: the model preset that gives the geometry of a request trace.
+        verify_share: share of delivered pages whose bytes are checked.
+        series_interval_s: seconds between two points of the report's series.
+    """
+
+    concurrency: int = 64
+    pages_per_block: int = 4
+    model: str = "llama-3-8b"
+    verify_share: float = 1 / 16
+    series_interval_s: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything a run needs to know.
+
+    Attributes:
+        page_bytes: bytes of a page, a multiple of 512 from 512 B to 4 MiB.
+        seed: seed of every hash and every random choice.
+        device: where the ``hbm`` tier lives; ``auto`` takes a GPU where there is one.
+        tiers: the cache tiers, fastest first; may be empty if there is an origin.
+        origin: the last level, or None: a page that no tier has is then ABSENT.
+    """
+
+    page_bytes: int = PAGE_BYTES_DEFAULT
+    seed: int = 1
+    device: Device = "auto"
+    tiers: tuple[TierSettings, ...] = ()
+    origin: OriginSettings | None = None
+    chain: ChainSettings = ChainSettings()
+    replay: ReplaySettings = ReplaySettings()
