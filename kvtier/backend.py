@@ -8,12 +8,14 @@ item, and may succeed in part. A backend is found by its entry point in ``kvtier
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from difflib import get_close_matches
+from typing import Any, Final
 
 import numpy as np
 
+from kvtier.errors import LimitError, SettingsError
 from kvtier.pages import I64, U8, U32, U64
 
 API_VERSION: Final = 1
@@ -29,7 +31,7 @@ class Capability:
         listable: ``keys`` works.
         persistent: objects outlive ``close``.
         shared: other processes see the same objects.
-        key_bytes_max: longest key.
+        key_bytes_max: longest key; the shortest is one byte.
         object_pages_max: most pages of one object.
         extent_pages_max: most pages of one extent.
         batch_extents_max: most extents of one ``read``.
@@ -123,7 +125,8 @@ class Backend(ABC):
     ``close`` every call raises :class:`kvtier.errors.ClosedError`.
     """
 
-    capability: ClassVar[Capability] | Capability
+    capability: Capability
+    """What this store can do; of the class where every instance can do the same."""
 
     @classmethod
     @abstractmethod
@@ -173,3 +176,105 @@ class Backend(ABC):
 def empty_status(count: int) -> U8:
     """u8[count] of ``PageStatus.OK``, to be filled in where something went wrong."""
     return np.zeros(count, np.uint8)
+
+
+def check_options(
+    options: Mapping[str, Any],
+    allowed: Mapping[str, type | tuple[type, ...]],
+    backend: str,
+    required: Collection[str] = (),
+) -> None:
+    """Raise :class:`SettingsError` unless ``options`` are what ``backend`` takes.
+
+    Args:
+        options: what ``Backend.open`` got.
+        allowed: the type, or types, of each option there is. A ``float`` may be written as an
+            integer; a ``bool`` is no integer.
+        backend: its name, for the message.
+        required: the options that must be there.
+    """
+    for name, value in options.items():
+        if name not in allowed:
+            near = get_close_matches(name, allowed, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it takes {_listed(allowed)}"
+            raise SettingsError(f"backend {backend!r} has no option {name!r}: {hint}")
+        if not _is_of_type(value, allowed[name]):
+            raise SettingsError(
+                f"option {name!r} of backend {backend!r} is {value!r}: "
+                f"it must be of type {_type_name(allowed[name])}"
+            )
+    for name in required:
+        if name not in options:
+            raise SettingsError(f"backend {backend!r} needs the option {name!r}")
+
+
+def check_keys(keys: Collection[bytes], capability: Capability) -> None:
+    """Raise :class:`LimitError` where a key is empty or longer than ``key_bytes_max``."""
+    for key in keys:
+        if not 0 < len(key) <= capability.key_bytes_max:
+            raise LimitError(
+                f"a key has {len(key)} bytes: 1 to {capability.key_bytes_max} are possible"
+            )
+
+
+def check_extents(batch: ExtentBatch, out: U8, page_bytes: int, capability: Capability) -> None:
+    """Raise :class:`LimitError` unless ``batch`` keeps to ``capability`` and fits into ``out``."""
+    check_keys(batch.keys, capability)
+    count = len(batch)
+    if count > capability.batch_extents_max:
+        raise LimitError(
+            f"a batch of {count} extents: {capability.batch_extents_max} are possible at once"
+        )
+    if out.dtype != np.uint8 or out.shape[1:] != (page_bytes,) or not out.flags.c_contiguous:
+        raise LimitError(
+            f"out is {out.dtype}{list(out.shape)}: a C-contiguous u8[rows, {page_bytes}] is needed"
+        )
+    if count == 0:
+        return
+    if int(batch.key_index.max()) >= len(batch.keys):
+        raise LimitError(f"an extent names key {int(batch.key_index.max())} of {len(batch.keys)}")
+    pages = batch.page_count.astype(np.int64)
+    if int(pages.min()) < 1 or int(pages.max()) > capability.extent_pages_max:
+        raise LimitError(
+            f"extents of {int(pages.min())} to {int(pages.max())} pages: "
+            f"1 to {capability.extent_pages_max} are possible"
+        )
+    rows = int((pages + batch.row).max())
+    if rows > len(out):
+        raise LimitError(f"an extent ends at row {rows} of an out of {len(out)} rows")
+
+
+def check_objects(batch: ObjectBatch, page_bytes: int, capability: Capability) -> None:
+    """Raise :class:`LimitError` unless ``batch`` keeps to ``capability`` and adds up."""
+    check_keys(batch.keys, capability)
+    if len(set(batch.keys)) != len(batch.keys):
+        raise LimitError("a batch of objects names one key twice: its keys must be distinct")
+    if len(batch.page_counts) != len(batch.keys):
+        raise LimitError(f"{len(batch.page_counts)} page counts for {len(batch.keys)} keys")
+    pages = batch.page_counts.astype(np.int64)
+    if len(pages) and not 1 <= int(pages.min()) <= int(pages.max()) <= capability.object_pages_max:
+        raise LimitError(
+            f"objects of {int(pages.min())} to {int(pages.max())} pages: "
+            f"1 to {capability.object_pages_max} are possible"
+        )
+    if batch.payload.shape != (int(pages.sum()), page_bytes):
+        raise LimitError(
+            f"the payload is u8{list(batch.payload.shape)}: "
+            f"u8[{int(pages.sum())}, {page_bytes}] is needed"
+        )
+
+
+def _is_of_type(value: object, wanted: type | tuple[type, ...]) -> bool:
+    types = wanted if isinstance(wanted, tuple) else (wanted,)
+    if isinstance(value, bool):
+        return bool in types
+    return isinstance(value, types) or (float in types and isinstance(value, int))
+
+
+def _type_name(wanted: type | tuple[type, ...]) -> str:
+    types = wanted if isinstance(wanted, tuple) else (wanted,)
+    return " or ".join(one.__name__ for one in types)
+
+
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(sorted(names)) if names else "none"

@@ -79,18 +79,23 @@ def make_page_ids(object_id: int, pages: NDArray[np.integer]) -> U64:
     return (np.uint64(object_id) << _PAGE_BITS) | pages.astype(np.uint64)
 
 
-def expand_objects(object_ids: U32, page_counts: NDArray[np.integer]) -> U64:
-    """PageIds of every page of several objects, object after object.
+def expand_runs(first: U64, counts: NDArray[np.integer]) -> U64:
+    """PageIds of runs of neighbouring pages, run after run.
 
     Args:
-        object_ids: u32[k].
-        page_counts: integers[k], pages of each object.
+        first: u64[k], PageId of the first page of each run.
+        counts: integers[k], pages of each run.
     """
-    counts = page_counts.astype(np.int64)
-    starts = np.cumsum(counts) - counts
-    pages = np.arange(int(counts.sum()), dtype=np.int64) - np.repeat(starts, counts)
-    high = np.repeat(object_ids.astype(np.uint64) << _PAGE_BITS, counts)
-    return high | pages.astype(np.uint64)
+    lengths = counts.astype(np.int64)
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    inside = np.arange(total, dtype=np.int64) - np.repeat(ends - lengths, lengths)
+    return np.repeat(first, lengths) + inside.astype(np.uint64)
+
+
+def expand_objects(object_ids: U32, page_counts: NDArray[np.integer]) -> U64:
+    """PageIds of every page of several objects (u32[k], integers[k]), object after object."""
+    return expand_runs(object_ids.astype(np.uint64) << _PAGE_BITS, page_counts)
 
 
 def object_ids_of(page_ids: U64) -> U32:

@@ -1,1 +1,41 @@
+"""The read-through state machine: decides, never awaits, never touches a byte of payload."""
 
+from kvtier.chain.actions import (
+    Abort,
+    Action,
+    Complete,
+    Copy,
+    Fetch,
+    Fill,
+    Invalidate,
+    Lookup,
+    Publish,
+)
+from kvtier.chain.build import build_chain
+from kvtier.chain.counters import Counters, LevelCounters
+from kvtier.chain.driver import ChainDriver
+from kvtier.chain.extents import Extents
+from kvtier.chain.flight import Flight, Read, Write
+from kvtier.chain.machine import Chain, Level
+
+__all__ = [
+    "Abort",
+    "Action",
+    "Chain",
+    "ChainDriver",
+    "Complete",
+    "Copy",
+    "Counters",
+    "Extents",
+    "Fetch",
+    "Fill",
+    "Flight",
+    "Invalidate",
+    "Level",
+    "LevelCounters",
+    "Lookup",
+    "Publish",
+    "Read",
+    "Write",
+    "build_chain",
+]

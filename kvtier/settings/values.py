@@ -1,8 +1,4 @@
-"""Settings: frozen values that a user tunes, read from TOML.
-
-Sizes and times are written with their unit (``"64 GiB"``, ``"80 us"``) and held in bytes and
-seconds. Parts that do work are never in here.
-"""
+"""The values themselves, in bytes, seconds and pages; a docstring says what each one means."""
 
 from __future__ import annotations
 

@@ -1,0 +1,253 @@
+"""One connection to a server: many requests in flight, answered in any order."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from itertools import count
+from typing import Final, TypeVar, cast
+
+from kvtier.backend import API_VERSION
+from kvtier.errors import BackendError, KvtierError, LimitError, ProtocolError
+from kvtier.pages import U8
+from kvtier.wire.codec import decode, encode
+from kvtier.wire.frames import Frame, FrameLimits, FrameParser
+from kvtier.wire.messages import ErrorCode, Failure, Hello, Message, ReadReply, Welcome
+from kvtier_tcp.placement import Placement
+
+Reply = TypeVar("Reply", bound=Message)
+
+_HEAD_BYTES: Final = 16 << 10
+"""Head of the parser: what of a payload comes through it is copied, so it is kept short."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a server listens, and what it wants to be shown."""
+
+    host: str
+    port: int
+    token: str
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"tcp://{host}:{self.port}"
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    answer: asyncio.Future[Message]
+    placement: Placement | None
+    reply: ReadReply | None = None
+    """Decoded already, because its payload had to be placed."""
+
+
+class Connection(asyncio.BufferedProtocol):
+    """Made by :func:`connect`.
+
+    Attributes:
+        welcome: what the server said of itself.
+        is_lost: nothing can be asked any more.
+    """
+
+    welcome: Welcome
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._parser = FrameParser(self, FrameLimits(), _HEAD_BYTES)
+        self._numbers = count(1)
+        self._pending: dict[int, _Pending] = {}
+        self._received = 0  # calls of the transport, to tell a slow server from a frozen one
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._closed = asyncio.Event()
+        self.is_lost = False
+
+    async def ask(
+        self,
+        message: Message,
+        expected: type[Reply],
+        timeout_s: float,
+        *,
+        placement: Placement | None = None,
+        payload: U8 | None = None,
+    ) -> Reply:
+        """Send a request and wait for its reply.
+
+        Args:
+            message: the request.
+            expected: the type of its reply.
+            timeout_s: how long that may take. A server that sent nothing at all in that time is
+                taken for dead, and the connection given up.
+            placement: takes the payload of the reply; not touched once this call ended.
+            payload: follows the request; not read any more once this call ended.
+
+        Raises:
+            BackendError: the server failed, did not answer in time, or is gone.
+            LimitError: the server refused the size of the request.
+        """
+        number = next(self._numbers)
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._pending[number] = _Pending(answer, placement)
+        received = self._received
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._writable.wait()
+                self._send(message, number, payload)
+                reply = await answer
+        except TimeoutError:
+            if received == self._received:
+                self._give_up(BackendError, "the server stopped answering")
+            raise BackendError(
+                f"origin {self._address}: no answer within {timeout_s:g} s"
+            ) from None
+        finally:
+            # Whatever still comes of the reply is thrown away, never put where it was to go.
+            del self._pending[number]
+            self._parser.divert(number)
+            if answer.done() and not answer.cancelled():
+                answer.exception()  # seen: a caller cancelled at this moment leaves it behind
+        if isinstance(reply, expected):
+            return reply
+        raise self._no_answer(message, reply)
+
+    async def close(self, kind: type[KvtierError], why: str) -> None:
+        """End the connection; what is in flight raises ``kind``."""
+        self._give_up(kind, why)
+        await self._closed.wait()
+
+    # What the transport calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the parser knows better
+        return self._parser.get_buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._received += 1
+        try:
+            self._parser.buffer_updated(nbytes)
+        except ProtocolError as error:
+            self._give_up(BackendError, f"the answer makes no sense: {error}")
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(BackendError, f"connection lost: {exc or 'closed by the server'}")
+        self._writable.set()
+        self._closed.set()
+
+    # What the parser calls.
+
+    def place_payload(self, frame: Frame) -> list[memoryview] | None:
+        pending = self._pending.get(frame.request)
+        if pending is None or pending.answer.done():
+            return None
+        reply = decode(frame)
+        if not isinstance(reply, ReadReply) or pending.placement is None:
+            raise ProtocolError(f"a {frame.kind.name} brings a payload that nobody asked for")
+        pending.reply = reply
+        return pending.placement.place(reply.status, frame.payload_bytes)
+
+    def take_frame(self, frame: Frame) -> None:
+        pending = self._pending.get(frame.request)
+        if pending is None or pending.answer.done():
+            self._take_unasked(frame)
+            return
+        reply = pending.reply or decode(frame)
+        if isinstance(reply, ReadReply) and pending.placement is not None:
+            if pending.reply is None:
+                pending.placement.place(reply.status, 0)
+            pending.placement.finish()
+        pending.answer.set_result(reply)
+
+    def _take_unasked(self, frame: Frame) -> None:
+        """An answer that nobody waits for any more, or a word about the connection itself."""
+        if frame.request != 0:
+            return
+        message = decode(frame)
+        if isinstance(message, Failure):
+            self._give_up(BackendError, message.text)
+
+    def _send(self, message: Message, number: int, payload: U8 | None) -> None:
+        if self.is_lost:
+            raise BackendError(f"origin {self._address}: connection lost")
+        if payload is None:
+            self._transport.write(encode(message, number))
+            return
+        self._transport.write(encode(message, number, payload.nbytes))
+        # A copy: the transport may hold on to it after a cancelled caller went on to reuse it.
+        self._transport.write(payload.tobytes())
+
+    def _no_answer(self, message: Message, reply: Message) -> KvtierError:
+        """What to raise for a reply that is not the expected one."""
+        if isinstance(reply, Failure):
+            text = f"origin {self._address}: {reply.text}"
+            return LimitError(text) if reply.code == ErrorCode.LIMIT else BackendError(text)
+        text = f"a {type(message).__name__} was answered by a {type(reply).__name__}"
+        self._give_up(BackendError, text)
+        return BackendError(f"origin {self._address}: {text}")
+
+    def _give_up(self, kind: type[KvtierError], why: str) -> None:
+        self._fail(kind, why)
+        self._transport.abort()
+
+    def _fail(self, kind: type[KvtierError], why: str) -> None:
+        """End every request in flight."""
+        self.is_lost = True
+        for pending in self._pending.values():
+            if not pending.answer.done():
+                pending.answer.set_exception(kind(f"origin {self._address}: {why}"))
+
+
+async def connect(address: Address, page_bytes: int, timeout_s: float) -> Connection:
+    """Connect to a server and agree with it.
+
+    Raises:
+        BackendError: nobody listens there, it does not answer in time, refuses, or serves pages
+            of another size.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(timeout_s):
+            _, connection = await loop.create_connection(
+                lambda: Connection(address), address.host, address.port
+            )
+    except (OSError, TimeoutError) as error:
+        raise BackendError(
+            f"origin {address}: {_reason(error, timeout_s)}: is `kvtier serve` running there?"
+        ) from error
+    try:
+        hello = Hello(address.token.encode())
+        connection.welcome = await connection.ask(hello, Welcome, timeout_s)
+        _check_welcome(connection.welcome, address, page_bytes)
+    except BaseException:
+        await connection.close(BackendError, "it could not be opened")
+        raise
+    return connection
+
+
+def _reason(error: OSError, timeout_s: float) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no connection within {timeout_s:g} s"
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
+    return error.strerror or str(error)
+
+
+def _check_welcome(welcome: Welcome, address: Address, page_bytes: int) -> None:
+    if welcome.page_bytes != page_bytes:
+        raise BackendError(
+            f"origin {address}: it serves pages of {welcome.page_bytes} bytes, not {page_bytes}: "
+            f"set page_bytes to {welcome.page_bytes}"
+        )
+    if welcome.capability.api_version != API_VERSION:
+        raise BackendError(
+            f"origin {address}: its backend interface is version "
+            f"{welcome.capability.api_version}, here {API_VERSION}: install versions that fit"
+        )

@@ -1,0 +1,58 @@
+"""What a chain counts. Reads count at completion, so that the sum rules hold at any moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class LevelCounters:
+    """Counts of one level, a tier or the origin.
+
+    Attributes:
+        lookups, hits: per unique read; a failed read of a tier is one of its misses.
+        rows_served: demand reads answered by the level, folded and joined ones included.
+        device_reads: operations (extents) issued to the device, and their bytes in
+            ``read_bytes``, gap pages included; 0 for tiers in memory.
+        merged_extents: device reads that brought more than one page.
+        device_writes: pages written to the device; 0 for tiers in memory.
+        failures: pages that the level should have had but could not read.
+    """
+
+    lookups: int = 0
+    hits: int = 0
+    rows_served: int = 0
+    device_reads: int = 0
+    read_bytes: int = 0
+    merged_extents: int = 0
+    device_writes: int = 0
+    evictions: int = 0
+    bypasses: int = 0
+    failures: int = 0
+
+
+@dataclass(slots=True)
+class Counters:
+    """Counts of a whole chain.
+
+    Always: ``reads = unique + folded`` and
+    ``unique = sum(level.hits) + joined + failed + absent``.
+
+    Attributes:
+        delivered: demand reads whose bytes reached the caller, or the tiers for a prefetch.
+        late: demand reads answered LATE; what became of them later counts as usual.
+        failed: unique reads that the last level failed.
+    """
+
+    levels: list[LevelCounters] = field(default_factory=list)
+    batches: int = 0
+    reads: int = 0
+    delivered: int = 0
+    unique: int = 0
+    folded: int = 0
+    joined: int = 0
+    absent: int = 0
+    failed: int = 0
+    late: int = 0
+    written_objects: int = 0
+    written_pages: int = 0

@@ -1,0 +1,111 @@
+"""What every driver of a chain does alike: perform actions, and everything on the indexes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from kvtier.chain.actions import (
+    Abort,
+    Action,
+    Complete,
+    Copy,
+    Fetch,
+    Fill,
+    Invalidate,
+    Lookup,
+    Publish,
+)
+from kvtier.chain.machine import Chain
+from kvtier.pages import I64, U32, U64, Bool, LookupResult
+
+
+class Index(Protocol):
+    """The part of a page index that a driver needs; see :mod:`kvtier.index`."""
+
+    def lookup(
+        self,
+        page_ids: U64,
+        epoch: int,
+        oldest_epoch: int,
+        *,
+        admit: Bool | None = None,
+        priorities: U32 | None = None,
+    ) -> LookupResult: ...
+
+    def publish(self, slots: I64) -> None: ...
+
+    def abort(self, slots: I64) -> None: ...
+
+    def invalidate(self, page_ids: U64) -> I64: ...
+
+    def peek(self, page_ids: U64) -> I64: ...
+
+
+class ChainDriver(ABC):
+    """Performs a chain's actions. A subclass moves the bytes, or models their moving.
+
+    Args:
+        chain: the state machine.
+        indexes: the page index of each tier.
+    """
+
+    def __init__(self, chain: Chain, indexes: Sequence[Index]) -> None:
+        self.chain = chain
+        self.indexes = tuple(indexes)
+
+    def perform(self, actions: Iterable[Action]) -> None:
+        """Perform actions, and those that follow from them, in order."""
+        queue = deque(actions)
+        while queue:
+            match queue.popleft():
+                case Lookup() as action:
+                    result = self.indexes[action.level].lookup(
+                        action.page_ids, action.epoch, action.oldest_epoch, admit=action.admit
+                    )
+                    queue.extend(self.chain.looked_up(action, result))
+                case Copy() as action:
+                    queue.extend(self.copy(action))
+                case Fill() as action:
+                    queue.extend(self.fill(action))
+                case Fetch() as action:
+                    self.fetch(action)
+                case Publish(level, slots):
+                    self.indexes[level].publish(slots)
+                case Abort(level, slots):
+                    self.indexes[level].abort(slots)
+                case Invalidate(level, page_ids):
+                    self.indexes[level].invalidate(page_ids)
+                case Complete() as action:
+                    self.complete(action)
+
+    def invalidate(self, page_ids: U64) -> None:
+        """Forget pages (u64[n]) in every tier."""
+        self.perform(self.chain.invalidate(page_ids))
+
+    def resident(self, page_ids: U64) -> Bool:
+        """Which pages (u64[n]) some tier has; touches nothing."""
+        found = np.zeros(len(page_ids), np.bool_)
+        for index in self.indexes:
+            found |= index.peek(page_ids) >= 0
+        return found
+
+    @abstractmethod
+    def copy(self, action: Copy) -> Iterable[Action]:
+        """Bring pages to the caller; returns what follows if that is done at once."""
+
+    @abstractmethod
+    def fill(self, action: Fill) -> Iterable[Action]:
+        """Bring pages into a tier; returns what follows if that is done at once."""
+
+    @abstractmethod
+    def fetch(self, action: Fetch) -> None:
+        """Start a device read; its end is reported to the chain later."""
+
+    @abstractmethod
+    def complete(self, action: Complete) -> None:
+        """Answer whoever waits for the batch."""

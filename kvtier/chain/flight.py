@@ -1,0 +1,171 @@
+"""What is on its way: batches of reads and writes, and the flights that bring their pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from kvtier.chain.extents import Extents
+from kvtier.pages import I64, U8, U64, Bool
+
+NO_ROWS: Final = np.empty(0, np.int64)
+
+UNRESOLVED: Final = 255
+"""Status of a row of which nothing is known yet."""
+
+
+@dataclass(slots=True, eq=False)
+class Read:
+    """One batch of demand reads.
+
+    Attributes:
+        epoch: its place in the order of batches.
+        page_ids: u64[n].
+        status: u8[n], a ``PageStatus`` per row, ``UNRESOLVED`` until known.
+        wants_bytes: False for a prefetch, which is done when the tiers are filled.
+        held: the epoch stays unreleased after completion, until ``Chain.release``.
+        detached: nobody waits any more; its bytes are not copied.
+        unresolved: rows without a status.
+        lookups, hits: per level, for the counters.
+    """
+
+    epoch: int
+    page_ids: U64
+    status: U8
+    wants_bytes: bool
+    held: bool
+    unresolved: int
+    lookups: list[int]
+    hits: list[int]
+    detached: bool = False
+    folded: int = 0
+    joined: int = 0
+    absent: int = 0
+    failed: int = 0
+    late: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Write:
+    """One batch of whole objects to publish: its pages, all of them new to every tier.
+
+    Attributes:
+        steps: lookups and fills not yet answered.
+    """
+
+    epoch: int
+    page_ids: U64
+    objects: int
+    steps: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Waiter:
+    """Rows of a read that wait for pages of a flight.
+
+    Attributes:
+        rows: i64[m], rows of the read, folded ones included.
+        positions: i64[m], the page of the flight that each row waits for.
+        unique: rows of them that count as unique reads.
+        joined: the read found these pages already on their way.
+    """
+
+    read: Read
+    rows: I64
+    positions: I64
+    unique: Bool
+    joined: bool
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """Pages that are being looked for or fetched together, and who waits for them.
+
+    Attributes:
+        number: its name in the in-flight table.
+        epoch: held until the flight has ended, so that no slot it uses is reused.
+        page_ids: u64[m].
+        fills: per level above the source, i64[m]: the slot reserved for each page, or -1.
+        source: the level that has the pages, -1 while unknown.
+        slots: i64[m], where the pages are in a source that is a tier.
+        extents, rows: what its device is asked for, and i64[m], the buffer row of each page.
+        buffer: the staging buffer, -1 while there is none, as for a source in memory.
+        steps: copies and fills not yet done.
+        landed: the bytes are there.
+        doomed: bool[m], pages invalidated on the way: they are delivered, but not cached.
+    """
+
+    number: int
+    epoch: int
+    page_ids: U64
+    fills: list[I64]
+    waiters: list[Waiter]
+    source: int = -1
+    slots: I64 = field(default_factory=lambda: NO_ROWS)
+    rows: I64 = field(default_factory=lambda: NO_ROWS)
+    extents: Extents | None = None
+    buffer: int = -1
+    steps: int = 0
+    landed: bool = False
+    doomed: Bool | None = None
+
+    def __len__(self) -> int:
+        return len(self.page_ids)
+
+    def take(self, number: int, pages: I64, waiters: list[Waiter]) -> Flight:
+        """A flight of a part of the pages (i64[k], positions), with its own waiters."""
+        return Flight(
+            number=number,
+            epoch=self.epoch,
+            page_ids=self.page_ids[pages],
+            fills=[slots[pages] for slots in self.fills],
+            waiters=waiters,
+            source=self.source,
+            slots=self.slots[pages] if len(self.slots) else NO_ROWS,
+            rows=self.rows[pages] if len(self.rows) else NO_ROWS,
+            doomed=None if self.doomed is None else self.doomed[pages],
+        )
+
+    @property
+    def sources(self) -> I64:
+        """Where each page's bytes are: rows of the staging buffer, or slots of the source."""
+        return self.rows if self.buffer >= 0 else self.slots
+
+    @property
+    def owner(self) -> Read:
+        """The read that asked first; every page of a flight has the same."""
+        return next(waiter.read for waiter in self.waiters if not waiter.joined)
+
+    def split_waiters(self, parts: Sequence[I64]) -> list[list[Waiter]]:
+        """The waiters of each part, where the parts (positions) together are the whole flight."""
+        sizes = [len(part) for part in parts]
+        index = np.concatenate(parts)
+        part_of = np.empty(len(self), np.int64)
+        part_of[index] = np.repeat(np.arange(len(parts)), sizes)
+        position = np.empty(len(self), np.int64)
+        position[index] = np.concatenate([np.arange(size) for size in sizes])
+        waiters: list[list[Waiter]] = [[] for _ in parts]
+        for waiter in self.waiters:
+            for part, chosen in group(part_of[waiter.positions]):
+                waiters[part].append(
+                    Waiter(
+                        read=waiter.read,
+                        rows=waiter.rows[chosen],
+                        positions=position[waiter.positions[chosen]],
+                        unique=waiter.unique[chosen],
+                        joined=waiter.joined,
+                    )
+                )
+        return waiters
+
+
+def group(labels: I64) -> Iterator[tuple[int, I64]]:
+    """Each distinct label with the indices (ascending) at which it stands."""
+    order = np.argsort(labels, kind="stable")
+    sorted_labels = labels[order]
+    starts = np.flatnonzero(np.diff(sorted_labels, prepend=sorted_labels[:1] - 1))
+    for start, end in zip(starts, [*starts[1:], len(labels)], strict=True):
+        yield int(sorted_labels[start]), order[start:end]

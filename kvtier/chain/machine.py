@@ -1,0 +1,512 @@
+"""The chain: routes batches through the levels, joins what is on its way, fills what missed.
+
+It is sans-I/O. A driver starts a batch, performs the actions it is given, and reports each with
+the method that the action names; every report returns the next actions. The asyncio driver is
+:mod:`kvtier.cache`, the one in virtual time :mod:`kvtier.emulator`.
+
+Two rules keep it free of deadlock and of wrong bytes: a fetch waits for its device only, never
+for another fetch; and whoever reads slots of a tier holds its epoch, so that they are not reused.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvtier.chain.actions import (
+    Abort,
+    Action,
+    Complete,
+    Copy,
+    Fetch,
+    Fill,
+    Invalidate,
+    Lookup,
+    Publish,
+)
+from kvtier.chain.admission import admitted
+from kvtier.chain.counters import Counters, LevelCounters
+from kvtier.chain.extents import ExtentRules, plan_extents
+from kvtier.chain.flight import NO_ROWS, UNRESOLVED, Flight, Read, Waiter, Write, group
+from kvtier.inflight import InflightTable
+from kvtier.pages import I64, U8, U64, Bool, LookupResult, PageState, PageStatus
+from kvtier.settings import ChainSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """What the chain knows of a level.
+
+    Attributes:
+        name: for messages.
+        in_memory: its slots can be copied from directly; a device is fetched from.
+        admit: share of missed pages that reserve a slot.
+        writes: written objects are kept here.
+        rules: how its device reads are merged and packed.
+    """
+
+    name: str
+    in_memory: bool
+    admit: float
+    writes: bool
+    rules: ExtentRules
+
+
+class Chain:
+    """The state machine over tiers (fastest first) and, if there is one, the origin behind them.
+
+    Args:
+        tiers: cache tiers; tiers in memory come before devices.
+        origin: the last level, which has no index.
+        settings: bounds.
+        page_bytes: bytes of a page, for the byte counters.
+    """
+
+    def __init__(
+        self,
+        tiers: Sequence[Level],
+        origin: Level | None,
+        settings: ChainSettings,
+        page_bytes: int,
+    ) -> None:
+        self._tiers = tuple(tiers)
+        self._levels = self._tiers if origin is None else (*self._tiers, origin)
+        self._page_bytes = page_bytes
+        self._inflight = InflightTable(settings.inflight_pages_max)
+        self._flights: dict[int, Flight] = {}
+        self._flight_number = 0
+        self._backlog: deque[Flight] = deque()
+        buffers = settings.staging_bytes // (settings.device_batch_pages * page_bytes)
+        self._free_buffers = list(range(buffers - 1, -1, -1))
+        self._epoch = 0
+        self._holders: dict[int, int] = {}
+        self._open_batches = 0
+        self.buffer_count = buffers
+        self.counters = Counters(levels=[LevelCounters() for _ in self._levels])
+
+    # -- what a driver starts -----------------------------------------------------------------
+
+    @property
+    def room_pages(self) -> int:
+        """Pages that can still be taken in flight; a batch that misses more has to wait."""
+        return self._inflight.free
+
+    @property
+    def idle(self) -> bool:
+        """No batch is unanswered, and no page is on its way."""
+        return self._open_batches == 0 and not self._flights
+
+    def read(
+        self, page_ids: U64, *, wants_bytes: bool = True, held: bool = False
+    ) -> tuple[Read, list[Action]]:
+        """Start a batch of demand reads (u64[n], repeats allowed).
+
+        The caller makes sure that at most ``room_pages`` of them miss. With ``wants_bytes=False``
+        the batch only fills the tiers; with ``held`` its epoch, and so every slot of the first
+        tier that it touched, is kept until :meth:`release`.
+        """
+        levels = len(self._levels)
+        read = Read(
+            epoch=self._begin(),
+            page_ids=page_ids,
+            status=np.full(len(page_ids), UNRESOLVED, np.uint8),
+            wants_bytes=wants_bytes,
+            held=held,
+            unresolved=len(page_ids),
+            lookups=[0] * levels,
+            hits=[0] * levels,
+        )
+        if len(page_ids) == 0:
+            return read, self._complete_read(read)
+        if self._tiers:
+            return read, [self._lookup(0, read, page_ids)]
+        _, first, inverse = np.unique(page_ids, return_index=True, return_inverse=True)
+        leaders = first[inverse].astype(np.int64)
+        return read, self._miss(read, np.arange(len(page_ids)), leaders, None)
+
+    def write(self, page_ids: U64, objects: int) -> tuple[Write, list[Action]]:
+        """Start filling the tiers with new pages (u64[n], distinct) of whole objects."""
+        write = Write(epoch=self._begin(), page_ids=page_ids, objects=objects)
+        actions: list[Action] = [
+            self._lookup(level, write, page_ids)
+            for level, tier in enumerate(self._tiers)
+            if tier.writes and len(page_ids)
+        ]
+        write.steps = len(actions)
+        return write, actions or self._complete_write(write)
+
+    def invalidate(self, page_ids: U64) -> list[Action]:
+        """Forget pages (u64[n]) everywhere; those on their way are delivered, but not cached."""
+        carriers, positions = self._inflight.find(page_ids)
+        found = np.flatnonzero(carriers >= 0)
+        for number, chosen in group(carriers[found]):
+            flight = self._flights[number]
+            if flight.doomed is None:
+                flight.doomed = np.zeros(len(flight), np.bool_)
+            flight.doomed[positions[found[chosen]]] = True
+        return [Invalidate(level, page_ids) for level in range(len(self._tiers))]
+
+    def expire(self, read: Read) -> U8:
+        """Stop waiting for a read whose deadline passed; returns its status, LATE where unknown."""
+        status = read.status.copy()
+        late = status == UNRESOLVED
+        status[late] = PageStatus.LATE
+        read.late = int(late.sum())
+        read.detached = True
+        return status
+
+    def release(self, read: Read) -> None:
+        """End the hold of a read that was started with ``held``."""
+        if read.held and read.unresolved == 0:
+            self._let_go(read.epoch)
+        read.held = False
+
+    # -- what a driver reports ----------------------------------------------------------------
+
+    def looked_up(self, action: Lookup, result: LookupResult) -> list[Action]:
+        """Go on with what a tier's index answered to ``action``."""
+        counters = self.counters.levels[action.level]
+        counters.evictions += len(result.evicted)
+        counters.bypasses += result.bypasses
+        match action.ticket:
+            case Read() as read:
+                return self._first_lookup(read, result)
+            case Flight() as flight:
+                return self._next_lookup(action.level, flight, result)
+            case Write() as write:
+                return self._write_lookup(action.level, write, result)
+
+    def fetched(self, flight: Flight, status: U8) -> list[Action]:
+        """Go on with a fetch that ended; ``status`` is a ``PageStatus`` per page of the flight."""
+        assert flight.extents is not None
+        counters = self.counters.levels[flight.source]
+        counters.device_reads += len(flight.extents)
+        counters.read_bytes += flight.extents.pages * self._page_bytes
+        counters.merged_extents += int(np.count_nonzero(flight.extents.count > 1))
+        if not status.any():
+            return self._deliver(flight)
+        return self._fetched_in_part(flight, status)
+
+    def copied(self, copy: Copy) -> list[Action]:
+        """Go on after pages were brought to the caller (or dropped, if it is detached)."""
+        actions = self._resolve(copy.read, copy.rows, PageStatus.OK)
+        if copy.flight is not None:
+            copy.flight.steps -= 1
+            actions += self._end_if_done(copy.flight)
+        return actions
+
+    def filled(self, fill: Fill, ok: Bool | None = None) -> list[Action]:
+        """Go on after slots were filled; ``ok`` says which of them (None: all)."""
+        keep = np.ones(len(fill.slots), np.bool_) if ok is None else ok.copy()
+        origin = fill.origin
+        if isinstance(origin, Flight) and origin.doomed is not None:
+            keep &= ~np.isin(fill.page_ids, origin.page_ids[origin.doomed])
+        if not self._tiers[fill.level].in_memory:
+            self.counters.levels[fill.level].device_writes += len(fill.slots)
+        actions = _if_any(Publish, fill.level, fill.slots[keep])
+        actions += _if_any(Abort, fill.level, fill.slots[~keep])
+        origin.steps -= 1
+        if isinstance(origin, Flight):
+            return actions + self._end_if_done(origin)
+        return actions + (self._complete_write(origin) if origin.steps == 0 else [])
+
+    # -- routing ------------------------------------------------------------------------------
+
+    def _lookup(self, level: int, ticket: Read | Flight | Write, page_ids: U64) -> Lookup:
+        # A flight that failed at one level comes late to the next one, behind younger batches:
+        # the present epoch keeps the order, and protects as well, for the flight holds an older.
+        admit = admitted(page_ids, self._epoch, self._tiers[level].admit)
+        oldest = next(iter(self._holders))
+        return Lookup(level, ticket, page_ids, self._epoch, oldest, admit)
+
+    def _first_lookup(self, read: Read, result: LookupResult) -> list[Action]:
+        if result.leaders is None:
+            return self._first_hits(read, result.slots, None)
+        hit = result.states == PageState.VALID
+        rows = np.flatnonzero(hit)
+        actions = self._first_hits(read, result.slots[rows], rows) if len(rows) else []
+        reserved = np.where(result.states == PageState.EMPTY, result.slots, -1)
+        return actions + self._miss(read, np.flatnonzero(~hit), result.leaders, reserved)
+
+    def _first_hits(self, read: Read, slots: I64, rows: I64 | None) -> list[Action]:
+        read.lookups[0] += len(slots)
+        read.hits[0] += len(slots)
+        self.counters.levels[0].rows_served += len(slots)
+        if read.wants_bytes:
+            return [Copy(0, read, None, slots, rows)]
+        return self._resolve(read, rows, PageStatus.OK)
+
+    def _miss(self, read: Read, rows: I64, leaders: I64, reserved: I64 | None) -> list[Action]:
+        """Fold the missed rows; join pages on their way, let the others take flight.
+
+        ``reserved`` (i64[n]) are the slots that the first tier gave, -1 where none.
+        """
+        unique = leaders[rows] == rows
+        first_rows = rows[unique]
+        read.folded = len(rows) - len(first_rows)
+        number = np.empty(len(read.page_ids), np.int64)
+        number[first_rows] = np.arange(len(first_rows))
+        page_of = number[leaders[rows]]
+        page_ids = read.page_ids[first_rows]
+        if reserved is not None:
+            read.lookups[0] += len(first_rows)
+            reserved = reserved[first_rows]
+        carriers, positions = self._inflight.find(page_ids)
+        flying = carriers >= 0
+        actions: list[Action] = []
+        if flying.any():
+            if reserved is not None:
+                # The page was on its way without a slot here (bypassed, or not admitted).
+                actions += _if_any(Abort, 0, reserved[flying & (reserved >= 0)])
+            actions += self._join(read, rows, unique, carriers[page_of], positions[page_of])
+        if not flying.all():
+            fresh = ~flying
+            place = np.cumsum(fresh) - 1
+            chosen = np.flatnonzero(fresh[page_of])
+            flight = self._take_off(
+                read.epoch,
+                page_ids[fresh],
+                [] if reserved is None else [reserved[fresh]],
+                Waiter(read, rows[chosen], place[page_of[chosen]], unique[chosen], joined=False),
+            )
+            actions += self._seek(flight, 0 if reserved is None else 1)
+        return actions
+
+    def _join(
+        self, read: Read, rows: I64, unique: Bool, carriers: I64, positions: I64
+    ) -> list[Action]:
+        actions: list[Action] = []
+        read.joined = int(np.count_nonzero(unique & (carriers >= 0)))
+        for number, chosen in group(carriers):
+            if number < 0:
+                continue
+            flight = self._flights[number]
+            waiter = Waiter(read, rows[chosen], positions[chosen], unique[chosen], joined=True)
+            flight.waiters.append(waiter)
+            if flight.landed:
+                actions += self._serve(flight, waiter)
+        return actions
+
+    def _seek(self, flight: Flight, level: int) -> list[Action]:
+        """Look for a flight's pages at ``level`` and below."""
+        if level < len(self._tiers):
+            return [self._lookup(level, flight, flight.page_ids)]
+        if level == len(self._levels):
+            return self._give_up(flight, PageStatus.ABSENT)
+        flight.source = level
+        flight.owner.lookups[level] += len(flight)
+        return self._plan(flight, flight.page_ids)
+
+    def _next_lookup(self, level: int, flight: Flight, result: LookupResult) -> list[Action]:
+        flight.owner.lookups[level] += len(flight)
+        hit = result.states == PageState.VALID
+        reserved = np.where(result.states == PageState.EMPTY, result.slots, -1)
+        found, rest = self._divide(flight, [np.flatnonzero(hit), np.flatnonzero(~hit)])
+        actions: list[Action] = []
+        if rest is not None:
+            rest.fills.append(reserved[~hit])
+            actions += self._seek(rest, level + 1)
+        if found is not None:
+            found.source = level
+            found.slots = result.slots[hit]
+            if self._tiers[level].in_memory:
+                actions += self._deliver(found)
+            else:
+                actions += self._plan(found, found.slots.astype(np.uint64))
+        return actions
+
+    def _write_lookup(self, level: int, write: Write, result: LookupResult) -> list[Action]:
+        rows = np.flatnonzero((result.states == PageState.EMPTY) & (result.slots >= 0))
+        if len(rows):
+            return [Fill(level, write, rows, result.slots[rows], write.page_ids[rows])]
+        write.steps -= 1
+        return self._complete_write(write) if write.steps == 0 else []
+
+    # -- fetching -----------------------------------------------------------------------------
+
+    def _plan(self, flight: Flight, locations: U64) -> list[Action]:
+        batches = list(plan_extents(locations, self._levels[flight.source].rules))
+        parts = self._divide(flight, [batch.pages for batch in batches])
+        for part, batch in zip(parts, batches, strict=True):
+            assert part is not None
+            part.rows = batch.page_rows
+            part.extents = batch.extents
+            self._backlog.append(part)
+        return self._issue()
+
+    def _issue(self) -> list[Action]:
+        """Send flights that wait for a staging buffer, while there are any."""
+        actions: list[Action] = []
+        while self._backlog and self._free_buffers:
+            flight = self._backlog.popleft()
+            flight.buffer = self._free_buffers.pop()
+            assert flight.extents is not None
+            actions.append(Fetch(flight.source, flight, flight.extents, flight.buffer))
+        return actions
+
+    def _fetched_in_part(self, flight: Flight, status: U8) -> list[Action]:
+        """Deliver what came; a tier's failures go on to the next level, the origin's end here."""
+        outcomes = (PageStatus.OK, PageStatus.ABSENT, PageStatus.FAILED)
+        level, buffer = flight.source, flight.buffer
+        parts = self._divide(flight, [np.flatnonzero(status == outcome) for outcome in outcomes])
+        actions: list[Action] = []
+        if parts[0] is not None:
+            actions += self._deliver(parts[0])
+        else:
+            self._free_buffers.append(buffer)
+        for part, outcome in zip(parts[1:], outcomes[1:], strict=True):
+            if part is None:
+                continue
+            part.buffer, part.rows, part.slots = -1, NO_ROWS, NO_ROWS
+            if level < len(self._tiers):
+                self.counters.levels[level].failures += len(part)
+                actions.append(Invalidate(level, part.page_ids))
+                part.fills.append(np.full(len(part), -1, np.int64))
+                actions += self._seek(part, level + 1)
+            else:
+                actions += self._give_up(part, outcome)
+        return actions + self._issue()
+
+    def _deliver(self, flight: Flight) -> list[Action]:
+        """The bytes are there: copy them to whoever waits, fill the tiers above."""
+        flight.landed = True
+        flight.owner.hits[flight.source] += len(flight)
+        actions: list[Action] = []
+        for waiter in flight.waiters:
+            actions += self._serve(flight, waiter)
+        for level, slots in enumerate(flight.fills):
+            chosen = slots >= 0
+            if flight.doomed is not None:
+                actions += _if_any(Abort, level, slots[chosen & flight.doomed])
+                chosen &= ~flight.doomed
+            if chosen.any():
+                flight.steps += 1
+                where = flight.sources[chosen]
+                actions.append(Fill(level, flight, where, slots[chosen], flight.page_ids[chosen]))
+        return actions + self._end_if_done(flight)
+
+    def _serve(self, flight: Flight, waiter: Waiter) -> list[Action]:
+        read = waiter.read
+        self.counters.levels[flight.source].rows_served += len(waiter.rows)
+        if not read.wants_bytes:
+            return []  # resolved when the flight has ended, and with it the fills
+        if read.detached:
+            return self._resolve(read, waiter.rows, PageStatus.OK)
+        flight.steps += 1
+        sources = flight.sources[waiter.positions]
+        return [Copy(flight.source, read, flight, sources, waiter.rows)]
+
+    def _give_up(self, flight: Flight, status: PageStatus) -> list[Action]:
+        """No level has the pages, or the last one failed: that is the answer of who waits."""
+        actions: list[Action] = []
+        for level, slots in enumerate(flight.fills):
+            actions += _if_any(Abort, level, slots[slots >= 0])
+        if status == PageStatus.ABSENT:
+            flight.owner.absent += len(flight)
+        else:
+            flight.owner.failed += len(flight)
+            self.counters.levels[-1].failures += len(flight)
+        for waiter in flight.waiters:
+            actions += self._resolve(waiter.read, waiter.rows, status)
+        self._land(flight)
+        return actions
+
+    # -- flights ------------------------------------------------------------------------------
+
+    def _take_off(self, epoch: int, page_ids: U64, fills: list[I64], waiter: Waiter) -> Flight:
+        flight = Flight(self._next_number(), epoch, page_ids, fills, [waiter])
+        self._inflight.assign(page_ids, flight.number, np.arange(len(page_ids)))
+        self._flights[flight.number] = flight
+        self._holders[epoch] += 1
+        return flight
+
+    def _divide(self, flight: Flight, parts: Sequence[I64]) -> list[Flight | None]:
+        """Cut a flight into parts (positions, together all of it); None for an empty part."""
+        whole = [len(part) == len(flight) for part in parts]
+        if any(whole) and np.array_equal(parts[whole.index(True)], np.arange(len(flight))):
+            return [flight if is_whole else None for is_whole in whole]
+        flights: list[Flight | None] = []
+        for pages, waiters in zip(parts, flight.split_waiters(parts), strict=True):
+            if len(pages) == 0:
+                flights.append(None)
+                continue
+            part = flight.take(self._next_number(), pages, waiters)
+            self._inflight.assign(part.page_ids, part.number, np.arange(len(pages)))
+            self._flights[part.number] = part
+            self._holders[flight.epoch] += 1
+            flights.append(part)
+        del self._flights[flight.number]
+        self._let_go(flight.epoch)
+        return flights
+
+    def _end_if_done(self, flight: Flight) -> list[Action]:
+        if flight.steps:
+            return []
+        actions: list[Action] = []
+        for waiter in flight.waiters:
+            if not waiter.read.wants_bytes:
+                actions += self._resolve(waiter.read, waiter.rows, PageStatus.OK)
+        self._land(flight)
+        if flight.buffer >= 0:
+            self._free_buffers.append(flight.buffer)
+        return actions + self._issue()
+
+    def _land(self, flight: Flight) -> None:
+        self._inflight.remove(flight.page_ids)
+        del self._flights[flight.number]
+        self._let_go(flight.epoch)
+
+    def _next_number(self) -> int:
+        self._flight_number += 1
+        return self._flight_number
+
+    # -- epochs and endings -------------------------------------------------------------------
+
+    def _begin(self) -> int:
+        self._epoch += 1
+        self._open_batches += 1
+        self._holders[self._epoch] = 1
+        return self._epoch
+
+    def _let_go(self, epoch: int) -> None:
+        self._holders[epoch] -= 1
+        if self._holders[epoch] == 0:
+            del self._holders[epoch]
+
+    def _resolve(self, read: Read, rows: I64 | None, status: PageStatus) -> list[Action]:
+        read.status[slice(None) if rows is None else rows] = status
+        read.unresolved -= len(read.page_ids) if rows is None else len(rows)
+        return self._complete_read(read) if read.unresolved == 0 else []
+
+    def _complete_read(self, read: Read) -> list[Action]:
+        total = self.counters
+        total.batches += 1
+        total.reads += len(read.page_ids)
+        total.delivered += int(np.count_nonzero(read.status == PageStatus.OK)) - read.late
+        total.unique += len(read.page_ids) - read.folded
+        total.folded += read.folded
+        total.joined += read.joined
+        total.absent += read.absent
+        total.failed += read.failed
+        total.late += read.late
+        for level, lookups, hits in zip(total.levels, read.lookups, read.hits, strict=True):
+            level.lookups += lookups
+            level.hits += hits
+        self._open_batches -= 1
+        if not read.held:
+            self._let_go(read.epoch)
+        return [Complete(read)]
+
+    def _complete_write(self, write: Write) -> list[Action]:
+        self.counters.written_objects += write.objects
+        self.counters.written_pages += len(write.page_ids)
+        self._open_batches -= 1
+        self._let_go(write.epoch)
+        return [Complete(write)]
+
+
+def _if_any(action: type[Publish] | type[Abort], level: int, slots: I64) -> list[Action]:
+    return [action(level, slots)] if len(slots) else []

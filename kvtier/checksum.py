@@ -1,0 +1,98 @@
+"""XXH64 of rows of bytes.
+
+The algorithm of Yann Collet, as its specification gives it
+(https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md, "XXH64 Algorithm Description"),
+for inputs that are whole stripes of 32 bytes, as pages are.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from kvtier.jit import jit, jit_inline
+from kvtier.pages import I64, U8, U64
+from kvtier.rows import as_column, call_spans, select_rows
+
+STRIPE_BYTES: Final = 32
+
+_PRIME_1: Final = np.uint64(0x9E37_79B1_85EB_CA87)
+_PRIME_2: Final = np.uint64(0xC2B2_AE3D_27D4_EB4F)
+_PRIME_3: Final = np.uint64(0x1656_67B1_9E37_79F9)
+_PRIME_4: Final = np.uint64(0x85EB_CA77_C2B2_AE63)
+_PRIME_SUM: Final = np.uint64((int(_PRIME_1) + int(_PRIME_2)) % (1 << 64))
+_WORD_BITS: Final = np.uint64(64)
+_29: Final = np.uint64(29)
+_32: Final = np.uint64(32)
+_33: Final = np.uint64(33)
+
+
+def xxh64_rows(rows: U8, row_index: I64 | None, seeds: U64) -> U64:
+    """XXH64 of ``row_bytes`` bytes, once per selected row.
+
+    Args:
+        rows: u8[any, row_bytes], C-contiguous; row_bytes a multiple of 32, at least 32.
+        row_index: i64[n], the rows to hash, or None for rows 0 to n-1.
+        seeds: u64[n], a seed for each.
+
+    Returns:
+        u64[n].
+
+    Raises:
+        ValueError: a shape, a dtype or a row number does not fit.
+    """
+    seeds = as_column(seeds, np.uint64, "seeds")
+    index = select_rows(rows, row_index, "rows", seeds.size)
+    row_bytes = rows.shape[1]
+    if row_bytes == 0 or row_bytes % STRIPE_BYTES:
+        raise ValueError(f"rows are {row_bytes} bytes: they must be a multiple of {STRIPE_BYTES}")
+    words = rows.view(np.uint64)
+    sums = np.empty(seeds.size, np.uint64)
+    for first, last in call_spans(seeds.size, row_bytes):
+        _hash_rows(words, index, seeds, sums, first, last)
+    return sums
+
+
+@jit_inline
+def _rotate(word: np.uint64, bits: int) -> np.uint64:
+    left = np.uint64(bits)
+    return (word << left) | (word >> (_WORD_BITS - left))
+
+
+@jit_inline
+def _round(lane: np.uint64, word: np.uint64) -> np.uint64:
+    return _rotate(lane + word * _PRIME_2, 31) * _PRIME_1
+
+
+@jit_inline
+def _merge(total: np.uint64, lane: np.uint64) -> np.uint64:
+    return (total ^ _round(np.uint64(0), lane)) * _PRIME_1 + _PRIME_4
+
+
+@jit_inline
+def _avalanche(total: np.uint64) -> np.uint64:
+    total = (total ^ (total >> _33)) * _PRIME_2
+    total = (total ^ (total >> _29)) * _PRIME_3
+    return total ^ (total >> _32)
+
+
+@jit
+def _hash_rows(words: U64, index: I64, seeds: U64, sums: U64, first: int, last: int) -> None:
+    row_words = words.shape[1]
+    for at in range(first, last):
+        row = index[at]
+        seed = seeds[at]
+        lane_1 = seed + _PRIME_SUM
+        lane_2 = seed + _PRIME_2
+        lane_3 = seed
+        lane_4 = seed - _PRIME_1
+        for word in range(0, row_words, 4):
+            lane_1 = _round(lane_1, words[row, word])
+            lane_2 = _round(lane_2, words[row, word + 1])
+            lane_3 = _round(lane_3, words[row, word + 2])
+            lane_4 = _round(lane_4, words[row, word + 3])
+        total = _rotate(lane_1, 1) + _rotate(lane_2, 7)
+        total = total + _rotate(lane_3, 12) + _rotate(lane_4, 18)
+        total = _merge(_merge(_merge(_merge(total, lane_1), lane_2), lane_3), lane_4)
+        sums[at] = _avalanche(total + np.uint64(row_words * 8))

@@ -1,0 +1,210 @@
+"""What each command does: settings, one call, and the result written and shown."""
+
+# Each command imports what it runs, once its settings are known to be right: a compiler and a
+# Parquet reader take a second to load, and neither ``--help`` nor a typing error needs them.
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kvtier.cli.outcome import Exit, complain
+from kvtier.errors import KvtierError, SettingsError
+from kvtier.settings import OriginSettings, Settings, load_settings, parse_assignment
+
+T = TypeVar("T")
+
+
+def replay(arguments: argparse.Namespace) -> Exit:
+    """``kvtier replay``: a trace through the cache, on real devices."""
+    settings = _settings_of_run(arguments)
+    from kvtier.cli.progress import LateProgress
+    from kvtier.replay import replay_trace
+
+    with LateProgress("replay") as progress:
+        run = replay_trace(
+            arguments.trace,
+            settings,
+            limit=arguments.limit,
+            progress=progress.update,
+            notify=progress.notify,
+        )
+        result = run_async(run)
+    return _deliver(result, arguments.json)
+
+
+def simulate(arguments: argparse.Namespace) -> Exit:
+    """``kvtier simulate``: a trace through the cache, in virtual time."""
+    settings = _settings_of_run(arguments)
+    from kvtier.cli.progress import LateProgress
+    from kvtier.replay import simulate_trace
+
+    with LateProgress("simulate") as progress:
+        result = simulate_trace(
+            arguments.trace,
+            settings,
+            limit=arguments.limit,
+            progress=progress.update,
+            notify=progress.notify,
+        )
+    return _deliver(result, arguments.json)
+
+
+def import_foreign(arguments: argparse.Namespace) -> Exit:
+    """``kvtier import``: a foreign trace to kvtier's format."""
+    _check_json(arguments.json)
+    options = _options(arguments)
+    from kvtier.trace import format_options, import_trace
+
+    known = format_options(arguments.format)
+    for name in options:
+        if name not in known:
+            there_are = ", ".join(known) or "none"
+            raise SettingsError(f"--option {name}: format {arguments.format} has {there_are}")
+    summary = import_trace(
+        arguments.format, arguments.source, arguments.target, licence=arguments.licence, **options
+    )
+    _show(f"{arguments.source} -> {arguments.target}", asdict(summary), arguments.json)
+    return Exit.DONE
+
+
+def inspect(arguments: argparse.Namespace) -> Exit:
+    """``kvtier inspect``: what is in a trace."""
+    _check_json(arguments.json)
+    from kvtier.trace import inspect_trace
+
+    facts = inspect_trace(arguments.trace, arguments.limit)
+    _show(str(arguments.trace), facts, arguments.json)
+    return Exit.DONE
+
+
+def serve(arguments: argparse.Namespace) -> Exit:
+    """``kvtier serve``: a backend for other hosts, until SIGINT or SIGTERM."""
+    settings = load_settings(arguments.config, arguments.overrides)
+    origin = _origin_to_serve(settings, arguments)
+    token = None if arguments.token_file is None else _read_token(arguments.token_file)
+    from kvtier.server import run
+
+    host, port = arguments.host, arguments.port
+    run_async(run(origin, host, port, _announce, settings.page_bytes, token=token))
+    return Exit.DONE
+
+
+def doctor(arguments: argparse.Namespace) -> Exit:  # noqa: ARG001  # it has no options
+    """``kvtier doctor``: fails if something is missing that nothing works without."""
+    from kvtier.doctor import diagnose, is_fit
+    from kvtier.report.checks import print_checks
+
+    checks = diagnose()
+    print_checks(checks, _console())
+    return Exit.DONE if is_fit(checks) else Exit.FAILED
+
+
+def run_async(work: Coroutine[Any, Any, T]) -> T:
+    """Run ``work`` on uvloop where it exists; Ctrl-C cancels it, so that it can end cleanly."""
+    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    try:
+        import uvloop
+    except ImportError:
+        pass
+    else:
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(work)
+
+
+def _settings_of_run(arguments: argparse.Namespace) -> Settings:
+    """Settings of a run; its options win over ``--set``, which wins over the file."""
+    _check_json(arguments.json)
+    overrides = list(arguments.overrides)
+    if arguments.device is not None:
+        overrides.append(f"device={arguments.device}")
+    if arguments.pages_per_block is not None:
+        overrides.append(f"replay.pages_per_block={arguments.pages_per_block}")
+    return load_settings(arguments.config, overrides)
+
+
+def _check_json(path: Path | None) -> None:
+    from kvtier.report.json_file import check_target
+
+    if path is not None:
+        check_target(path)
+
+
+def _deliver(result: Mapping[str, Any], path: Path | None) -> Exit:
+    """Write and show the result of a run, whatever became of it; then judge it."""
+    from kvtier.report.json_file import STDOUT, write_json
+    from kvtier.report.schema import check_sums
+    from kvtier.report.terminal import print_report
+
+    if path is not None:
+        write_json(path, result)
+    if path != STDOUT:
+        print_report(result, _console())
+    broken = check_sums(result)
+    if broken:
+        raise KvtierError(f"the sums of this result do not hold: {'; '.join(broken)}")
+    verify = result["verify"]
+    if verify and verify["corrupt_pages"]:
+        raise KvtierError(
+            f"{verify['corrupt_pages']} of {verify['checked_pages']} checked pages had wrong "
+            "bytes: do not trust this store"
+        )
+    if not result["complete"]:
+        complain("interrupted; this is what was measured until then")
+        return Exit.INTERRUPTED
+    return Exit.DONE
+
+
+def _show(title: str, values: Mapping[str, Any], path: Path | None) -> None:
+    """Write and show what a command found out."""
+    from kvtier.report.json_file import STDOUT, write_json
+    from kvtier.report.mapping import print_mapping
+
+    if path is not None:
+        write_json(path, values)
+    if path != STDOUT:
+        print_mapping(title, values, _console())
+
+
+def _origin_to_serve(settings: Settings, arguments: argparse.Namespace) -> OriginSettings:
+    if arguments.backend is not None:
+        return OriginSettings(arguments.backend, _options(arguments))
+    if arguments.option:
+        raise SettingsError("--option needs --backend; for the settings' origin use --set")
+    if settings.origin is None:
+        raise SettingsError("nothing to serve: give --backend NAME, or an [origin] in --config")
+    return settings.origin
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    return dict(parse_assignment(text, "--option") for text in arguments.option)
+
+
+def _read_token(path: Path) -> str:
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--token-file {path}: cannot be read: {error}") from error
+    if not token:
+        raise SettingsError(f"--token-file {path}: is empty; put the token into it")
+    return token
+
+
+def _announce(host: str, port: int) -> None:
+    """The line that scripts wait for."""
+    shown = f"[{host}]" if ":" in host else host
+    sys.stdout.write(f"kvtier serve: listening on tcp://{shown}:{port}\n")
+    sys.stdout.flush()
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()

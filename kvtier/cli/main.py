@@ -1,0 +1,66 @@
+"""From arguments to an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Final
+
+from kvtier.cli.outcome import Exit, complain
+from kvtier.cli.parser import build_parser
+from kvtier.errors import (
+    KvtierError,
+    LimitError,
+    SettingsError,
+    TraceError,
+    UnknownBackendError,
+)
+
+_BAD_INPUT: Final = (SettingsError, TraceError, UnknownBackendError, LimitError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the arguments; those of the process where None.
+
+    Returns:
+        The exit code. Wrong arguments, ``--help`` and ``--version`` raise SystemExit instead.
+    """
+    arguments = build_parser().parse_args(argv)
+    try:
+        code: Exit = arguments.command(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _let_go_of_stdout()
+        return Exit.FAILED
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return Exit.INTERRUPTED
+    except Exception as error:  # the last line of defence: whatever it is becomes one line
+        if arguments.debug:
+            traceback.print_exc()
+        complain(_sentence(error))
+        return Exit.BAD_INPUT if isinstance(error, _BAD_INPUT) else Exit.FAILED
+    return code
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, KvtierError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError):
+        return "out of memory: lower tiers.*.capacity or chain.staging"
+    name = type(error).__name__
+    return f"{name}: {error}: a bug in kvtier; run again with --debug for the traceback"
+
+
+def _let_go_of_stdout() -> None:
+    """Nobody reads on; without this the interpreter would complain when it flushes at its end."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())
+    os.close(devnull)

@@ -1,0 +1,162 @@
+"""The arguments of every command."""
+
+from __future__ import annotations
+
+import argparse
+import typing
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from kvtier.cli import commands
+from kvtier.cli.outcome import Exit
+from kvtier.environment import package_version
+from kvtier.settings import Device
+
+Command = Callable[[argparse.Namespace], Exit]
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Refuses in one line that says where to read on."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"kvtier: {message}; see '{self.prog} --help'\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser; ``command`` of what it parsed is the function to call."""
+    parser = OneLineParser(
+        prog="kvtier",
+        description="A multilevel read-through page cache: replay recorded traces through it, "
+        "simulate it, serve one to other hosts.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"kvtier {package_version('kvtier')}"
+    )
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    add = partial(subparsers.add_parser, allow_abbrev=False)
+    _add_run(
+        add("replay", help="drive a trace into a real cache, and measure"),
+        commands.replay,
+    )
+    _add_run(
+        add("simulate", help="drive a trace in virtual time, on modelled devices"),
+        commands.simulate,
+    )
+    _add_import(add("import", help="turn a foreign trace into kvtier's format"))
+    _add_inspect(add("inspect", help="say what is in a trace"))
+    _add_serve(add("serve", help="export a backend to other hosts"))
+    _finish(
+        add("doctor", help="what this machine can do, and what it lacks"),
+        commands.doctor,
+    )
+    return parser
+
+
+def _add_run(parser: argparse.ArgumentParser, command: Command) -> None:
+    parser.add_argument("trace", type=Path, metavar="TRACE", help="a Parquet trace")
+    _add_settings(parser)
+    parser.add_argument(
+        "--device",
+        choices=typing.get_args(Device),
+        help="where the hbm tier lives: on a GPU, on the CPU, or on a GPU if there is one",
+    )
+    parser.add_argument(
+        "--limit", type=_at_least(1), metavar="REQUESTS", help="take only the first requests"
+    )
+    parser.add_argument(
+        "--pages-per-block",
+        type=_at_least(0),
+        metavar="N",
+        help="pages that stand for one KV block; 0 takes the model's full geometry",
+    )
+    _add_json(parser)
+    _finish(parser, command)
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("format", metavar="FORMAT", help="mooncake, page-reads")
+    parser.add_argument("source", type=Path, metavar="SRC", help="the foreign file")
+    parser.add_argument("target", type=Path, metavar="DST", help="the Parquet file to write")
+    parser.add_argument(
+        "--licence", default="not stated", metavar="TEXT", help="of the source (%(default)s)"
+    )
+    _add_option(parser, "an option of the format, e.g. page_bytes=4096")
+    _add_json(parser)
+    _finish(parser, commands.import_foreign)
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("trace", type=Path, metavar="TRACE", help="a Parquet trace")
+    parser.add_argument(
+        "--limit", type=_at_least(1), metavar="REQUESTS", help="look at the first requests only"
+    )
+    _add_json(parser)
+    _finish(parser, commands.inspect)
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    _add_settings(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="where to listen (%(default)s)")
+    parser.add_argument("--port", type=_port, default=7070, help="0 takes any (%(default)s)")
+    parser.add_argument("--backend", metavar="NAME", help="in the place of the settings' origin")
+    _add_option(parser, "an option of --backend")
+    parser.add_argument(
+        "--token-file", type=Path, metavar="F", help="holds the token that clients must present"
+    )
+    _finish(parser, commands.serve)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, metavar="F.toml", help="settings")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="one setting, e.g. tiers.dram.capacity=1GiB; may be given again",
+    )
+
+
+def _add_option(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"{what}; may be given again",
+    )
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", type=Path, metavar="F", help="write the result as JSON; - for the standard output"
+    )
+
+
+def _finish(parser: argparse.ArgumentParser, command: Command) -> None:
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    parser.set_defaults(command=command)
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of {least} or more")
+        return number
+
+    return parse
+
+
+def _port(text: str) -> int:
+    port = _at_least(0)(text)
+    if port > 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: they end at 65535")
+    return port

@@ -1,0 +1,334 @@
+"""The asyncio driver of the chain: moves the bytes, on the loop's own thread.
+
+Copies between memories are done at once, inside :meth:`ChainDriver.perform`; reads and writes of
+devices are tasks. Whoever waits for a batch waits for one future.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from kvtier.chain import (
+    Action,
+    Chain,
+    ChainDriver,
+    Complete,
+    Copy,
+    Fetch,
+    Fill,
+    Flight,
+    Read,
+    Write,
+)
+from kvtier.clock import Clock
+from kvtier.errors import ClosedError
+from kvtier.measure import Measurements
+from kvtier.origin import Origin
+from kvtier.pages import I64, U8, U64, PageStatus
+from kvtier.rows import aligned_rows, copy_rows
+from kvtier.tiers import MemoryTier, NvmeTier, Tier
+
+logger = logging.getLogger(__name__)
+
+YIELD_PAGES: Final = 4096
+"""Pages served without waiting for anything before other tasks get their turn."""
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """A batch somebody waits for, and the memory it reads into or writes from."""
+
+    rows: U8 | None
+    start_ns: int
+    done: bool = False
+    future: asyncio.Future[None] | None = None
+
+
+class AsyncDriver(ChainDriver):
+    """Performs a chain's actions on real tiers and a real origin.
+
+    Args:
+        chain: the state machine.
+        tiers: in the chain's order.
+        origin: the last level, or None.
+        page_bytes: bytes of a page.
+        buffer_pages: pages of one staging buffer.
+        clock: for latencies.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        tiers: Sequence[Tier],
+        origin: Origin | None,
+        page_bytes: int,
+        buffer_pages: int,
+        clock: Clock,
+    ) -> None:
+        super().__init__(chain, [tier.index for tier in tiers])
+        self.tiers = tuple(tiers)
+        self.measurements = Measurements(len(tiers) + (origin is not None))
+        self._origin = origin
+        self._page_bytes = page_bytes
+        self._buffer_pages = buffer_pages
+        self._staging = aligned_rows(chain.buffer_count * buffer_pages, page_bytes)
+        self._clock = clock
+        self._jobs: dict[int, _Job] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._gate = asyncio.Lock()
+        self._progress = asyncio.Event()
+        self._unyielded_pages = 0
+        self._failing: set[int] = set()
+        self._broken: BaseException | None = None
+
+    # -- batches ------------------------------------------------------------------------------
+
+    def rows(self, count: int) -> U8:
+        """Memory for ``count`` pages."""
+        return np.empty((count, self._page_bytes), np.uint8)
+
+    async def read(self, page_ids: U64, out: U8 | None, deadline_s: float | None = None) -> U8:
+        """Read a batch into ``out`` (u8[n, page_bytes]); returns a ``PageStatus`` per page."""
+        read, job = await self._start(page_ids, out)
+        if not job.done:
+            await self._wait(read, job, deadline_s)
+        return self.chain.expire(read) if read.unresolved else read.status
+
+    async def prefetch(self, page_ids: U64) -> U8:
+        """Fill the tiers with a batch; returns a ``PageStatus`` per page."""
+        read, job = await self._start(page_ids, None)
+        if not job.done:
+            await self._wait(read, job, None)
+        return read.status
+
+    async def hold(self, page_ids: U64) -> tuple[Read, I64]:
+        """Fill the tiers with a batch and keep its epoch until ``chain.release``.
+
+        Returns:
+            The read to be released, and i64[n], each page's slot in the first tier or -1.
+        """
+        read, job = await self._start(page_ids, None, held=True)
+        if not job.done:
+            await self._wait(read, job, None)
+        return read, self.indexes[0].peek(page_ids)
+
+    async def write(self, page_ids: U64, objects: int, payload: U8 | None) -> None:
+        """Fill the tiers with new objects' pages; ``payload`` is not read after the return."""
+        self._check()
+        assert payload is not None
+        write, actions = self.chain.write(page_ids, objects)
+        job = self._jobs[write.epoch] = _Job(payload, self._clock.now_ns())
+        self.perform(actions)
+        if not job.done:
+            job.future = asyncio.get_running_loop().create_future()
+            await _through_cancellation(job.future)
+
+    async def drain(self) -> None:
+        """Wait until every batch is answered and every fill has ended."""
+        while self._tasks or not self.chain.idle:
+            self._check()
+            self._progress.clear()
+            await self._progress.wait()
+        self._check()
+
+    async def close(self) -> None:
+        """Wait for what is under way, then refuse everything."""
+        if not isinstance(self._broken, ClosedError):
+            while self._tasks:
+                await asyncio.wait(self._tasks)
+            self._broken = ClosedError("the cache is closed")
+
+    async def _start(
+        self, page_ids: U64, out: U8 | None, *, held: bool = False
+    ) -> tuple[Read, _Job]:
+        start_ns = self._clock.now_ns()
+        self._check()
+        if self._unyielded_pages >= YIELD_PAGES:
+            self._unyielded_pages = 0
+            await asyncio.sleep(0)
+        if self.chain.room_pages < len(page_ids) or self._gate.locked():
+            await self._find_room(page_ids)
+        read, actions = self.chain.read(page_ids, wants_bytes=out is not None, held=held)
+        job = self._jobs[read.epoch] = _Job(out, start_ns)
+        self.perform(actions)
+        self._unyielded_pages += len(page_ids)
+        return read, job
+
+    async def _find_room(self, page_ids: U64) -> None:
+        """Wait until the in-flight table can take what the batch will miss; first come, first."""
+        missing = self._missing(page_ids)
+        if missing == 0:
+            return
+        async with self._gate:
+            while self.chain.room_pages < self._missing(page_ids):
+                self._progress.clear()
+                await self._progress.wait()
+                self._check()
+
+    def _missing(self, page_ids: U64) -> int:
+        if not self.indexes:
+            return len(page_ids)
+        return int(np.count_nonzero(self.indexes[0].peek(page_ids) < 0))
+
+    async def _wait(self, read: Read, job: _Job, deadline_s: float | None) -> None:
+        job.future = asyncio.get_running_loop().create_future()
+        self._unyielded_pages = 0
+        try:
+            await asyncio.wait_for(job.future, deadline_s)
+        except TimeoutError:
+            self._detach(read, job)
+        except BaseException:
+            self._detach(read, job)
+            raise
+
+    def _detach(self, read: Read, job: _Job) -> None:
+        """The caller leaves: its memory is not touched again; the fetches go on."""
+        read.detached = True
+        job.rows = None
+        if read.held:
+            self.chain.release(read)
+
+    # -- actions ------------------------------------------------------------------------------
+
+    def copy(self, action: Copy) -> Iterable[Action]:
+        """Copy pages into the caller's rows, unless it has left."""
+        job = self._jobs[action.read.epoch]
+        if job.rows is not None:
+            flight = action.flight
+            if flight is not None and flight.buffer >= 0:
+                copy_rows(job.rows, action.rows, self._buffer(flight.buffer), action.sources)
+            else:
+                self._memory(action.level).gather(action.sources, job.rows, action.rows)
+            elapsed_ns = self._clock.now_ns() - job.start_ns
+            self.measurements.served(action.level, elapsed_ns, len(action.sources))
+        return self.chain.copied(action)
+
+    def fill(self, action: Fill) -> Iterable[Action]:
+        """Copy pages into a tier in memory at once, or start writing them to a device."""
+        tier = self.tiers[action.level]
+        if isinstance(tier, NvmeTier):
+            self._spawn(self._fill_device(tier, action))
+            return ()
+        origin = action.origin
+        if isinstance(origin, Flight) and origin.buffer < 0:
+            source = self._memory(origin.source)
+            tier.transfer(action.slots, source, action.sources)
+        else:
+            tier.scatter(action.slots, self._payload(origin), action.sources)
+        return self.chain.filled(action)
+
+    def fetch(self, action: Fetch) -> None:
+        """Start a device read as a task."""
+        self._spawn(self._fetch(action))
+
+    def complete(self, action: Complete) -> None:
+        """Resolve the future of the batch."""
+        job = self._jobs.pop(action.ticket.epoch)
+        job.done = True
+        if isinstance(action.ticket, Read):
+            self.measurements.batch(self._clock.now_ns() - job.start_ns)
+        if job.future is not None and not job.future.done():
+            job.future.set_result(None)
+        self._progress.set()
+
+    async def _fetch(self, action: Fetch) -> None:
+        flight, level = action.flight, action.level
+        try:
+            status = await self._read_device(action)
+        except Exception as error:  # a plugin may raise anything; it fails its own pages only
+            self._note_failure(level, error)
+            status = np.full(len(flight), PageStatus.FAILED, np.uint8)
+        else:
+            self._failing.discard(level)
+        self.perform(self.chain.fetched(flight, status))
+
+    async def _read_device(self, action: Fetch) -> U8:
+        flight, extents = action.flight, action.extents
+        buffer = self._buffer(action.buffer)
+        if action.level == len(self.tiers):
+            assert self._origin is not None
+            return await self._origin.read(extents, flight.rows, buffer)
+        tier = self.tiers[action.level]
+        assert isinstance(tier, NvmeTier)
+        first = extents.first.astype(np.int64)
+        return await tier.read(
+            first, extents.count, extents.row, buffer, flight.page_ids, flight.slots, flight.rows
+        )
+
+    async def _fill_device(self, tier: NvmeTier, action: Fill) -> None:
+        try:
+            status = await tier.write(
+                action.slots, action.page_ids, self._payload(action.origin), action.sources
+            )
+        except Exception as error:  # the page is not cached; whoever asked for it has it already
+            self._note_failure(action.level, error)
+            status = np.full(len(action.slots), PageStatus.FAILED, np.uint8)
+        self.perform(self.chain.filled(action, status == PageStatus.OK))
+
+    # -- memory, tasks, failures --------------------------------------------------------------
+
+    def _memory(self, level: int) -> MemoryTier:
+        tier = self.tiers[level]
+        assert not isinstance(tier, NvmeTier)
+        return tier
+
+    def _buffer(self, number: int) -> U8:
+        return self._staging[number * self._buffer_pages : (number + 1) * self._buffer_pages]
+
+    def _payload(self, origin: Flight | Write) -> U8:
+        if isinstance(origin, Flight):
+            return self._buffer(origin.buffer)
+        rows = self._jobs[origin.epoch].rows
+        assert rows is not None
+        return rows
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._progress.set()
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is not None:
+            self._break(error)
+
+    def _break(self, error: BaseException) -> None:
+        """A defect of ours or a loop shut down: nobody may wait for ever."""
+        self._broken = self._broken or error
+        for job in self._jobs.values():
+            if job.future is not None and not job.future.done():
+                job.future.set_exception(ClosedError(f"the cache broke down: {error!r}"))
+
+    def _check(self) -> None:
+        if self._broken is not None:
+            if isinstance(self._broken, ClosedError):
+                raise self._broken
+            raise ClosedError(f"the cache broke down: {self._broken!r}") from self._broken
+
+    def _note_failure(self, level: int, error: Exception) -> None:
+        """Say once that a level fails, and again only after it has worked in between."""
+        if level not in self._failing:
+            self._failing.add(level)
+            name = "origin" if level == len(self.tiers) else self.tiers[level].name
+            logger.warning("%s fails: %s: %s", name, type(error).__name__, error)
+
+
+async def _through_cancellation(future: asyncio.Future[None]) -> None:
+    """Wait for ``future`` even if cancelled meanwhile, then pass the cancellation on."""
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.shield(future)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    future.result()
+    if cancelled is not None:
+        raise cancelled

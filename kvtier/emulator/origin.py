@@ -1,0 +1,52 @@
+"""An origin in virtual time: it remembers which objects exist, and moves no bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from kvtier.backend import ObjectBatch, ObjectStats, PutResult
+from kvtier.emulator.driver import VirtualDriver
+from kvtier.pages import U8, PageStatus
+
+
+class ModelledOrigin:
+    """The catalogue of a modelled origin.
+
+    Args:
+        objects: pages of each key that exists from the start.
+        driver: lets time pass while objects are put.
+        page_bytes: bytes of a page.
+    """
+
+    def __init__(
+        self, objects: Mapping[bytes, int], driver: VirtualDriver, page_bytes: int
+    ) -> None:
+        self._objects = {key: (pages, 1) for key, pages in objects.items()}
+        self._driver = driver
+        self._page_bytes = page_bytes
+        self._version = 1
+
+    async def stat(self, keys: Sequence[bytes]) -> ObjectStats:
+        """As :meth:`kvtier.backend.Backend.stat`."""
+        found = [self._objects.get(key, (-1, 0)) for key in keys]
+        return ObjectStats(
+            np.array([pages for pages, _ in found], np.int64),
+            np.array([version for _, version in found], np.uint64),
+        )
+
+    async def put(self, batch: ObjectBatch) -> PutResult:
+        """As :meth:`kvtier.backend.Backend.put`, without payload."""
+        self._version += 1
+        for key, pages in zip(batch.keys, batch.page_counts.tolist(), strict=True):
+            self._objects[key] = (pages, self._version)
+        size_bytes = int(batch.page_counts.sum()) * self._page_bytes
+        self._driver.spend(len(self._driver.devices) - 1, len(batch), size_bytes)
+        versions = np.full(len(batch), self._version, np.uint64)
+        return PutResult(np.full(len(batch), PageStatus.OK, np.uint8), versions)
+
+    async def delete(self, keys: Sequence[bytes]) -> U8:
+        """As :meth:`kvtier.backend.Backend.delete`."""
+        found = [self._objects.pop(key, None) is not None for key in keys]
+        return np.where(found, np.uint8(PageStatus.OK), np.uint8(PageStatus.ABSENT))

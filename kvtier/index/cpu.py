@@ -1,0 +1,146 @@
+"""The page index on a CPU, compiled by Numba."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kvtier.index import kernels
+from kvtier.index.epochs import STAMP_MAX, base_for
+from kvtier.index.hashing import seed_word
+from kvtier.index.interface import IndexSnapshot, check_pending, hint_column, sets_for
+from kvtier.index.kernels import SlotTable
+from kvtier.pages import I64, U32, U64, Bool, LookupResult
+from kvtier.rows import aligned_rows, as_column
+
+
+class NumbaIndex:
+    """A :class:`kvtier.index.interface.PageIndex`; see there for what the methods promise.
+
+    18 bytes per slot. A batch whose pages all hit costs one compiled call and two arrays.
+    """
+
+    def __init__(self, slots: int, ways: int = 16, seed: int = 1) -> None:
+        self.sets = sets_for(slots, ways)
+        self.ways = ways
+        self.slots = self.sets * ways
+        self._table = _empty_table(self.sets, ways, seed)
+        self._base = 0
+        self._newest = 0
+        self._compile()
+
+    def lookup(
+        self,
+        page_ids: U64,
+        epoch: int,
+        oldest_epoch: int,
+        *,
+        admit: Bool | None = None,
+        priorities: U32 | None = None,
+    ) -> LookupResult:
+        page_ids = as_column(page_ids, np.uint64, "page_ids")
+        count = page_ids.size
+        admit = hint_column(admit, np.bool_, "admit", count)
+        priorities = hint_column(priorities, np.uint32, "priorities", count)
+        self._enter(epoch, oldest_epoch)
+        stamp = np.uint32(epoch - self._base)
+
+        states = np.empty(count, np.uint8)
+        slots = np.empty(count, np.int64)
+        miss_rows = np.empty(count, np.int64)
+        miss_hashes = np.empty(count, np.uint64)
+        misses = kernels.probe(self._table, page_ids, stamp, states, slots, miss_rows, miss_hashes)
+        if misses == 0:
+            return LookupResult(states, slots, None, np.empty(0, np.uint64), 0)
+
+        order = np.argsort(miss_hashes[:misses])
+        leaders = np.arange(count, dtype=np.int64)
+        evicted = np.empty(misses, np.uint64)
+        evictions, bypasses = kernels.fold_and_plan(
+            self._table,
+            page_ids,
+            miss_rows[order],
+            miss_hashes[order],
+            admit,
+            priorities,
+            stamp,
+            np.uint32(oldest_epoch - self._base),
+            states,
+            slots,
+            leaders,
+            evicted,
+        )
+        return LookupResult(states, slots, leaders, evicted[:evictions], bypasses)
+
+    def publish(self, slots: I64) -> None:
+        slots = as_column(slots, np.int64, "slots")
+        check_pending(kernels.publish(self._table, slots), slots.size, "publish")
+
+    def abort(self, slots: I64) -> None:
+        slots = as_column(slots, np.int64, "slots")
+        check_pending(kernels.abort(self._table, slots), slots.size, "abort")
+
+    def invalidate(self, page_ids: U64) -> I64:
+        page_ids = as_column(page_ids, np.uint64, "page_ids")
+        dropped = np.empty(page_ids.size, np.int64)
+        return dropped[: kernels.invalidate(self._table, page_ids, dropped)]
+
+    def peek(self, page_ids: U64) -> I64:
+        page_ids = as_column(page_ids, np.uint64, "page_ids")
+        slots = np.empty(page_ids.size, np.int64)
+        kernels.peek(self._table, page_ids, slots)
+        return slots
+
+    def snapshot(self) -> IndexSnapshot:
+        table = self._table
+        epochs = table.stamps.astype(np.uint64)
+        epochs[epochs > 0] += np.uint64(self._base)
+        return IndexSnapshot(
+            tags=table.tags.copy(),
+            digests=table.digests.copy(),
+            states=table.states.copy(),
+            stamps=epochs,
+            priorities=table.priorities.copy(),
+        )
+
+    def _enter(self, epoch: int, oldest_epoch: int) -> None:
+        base = base_for(self._base, self._newest, epoch, oldest_epoch)
+        if base != self._base:
+            shift = np.uint32(min(base - self._base, STAMP_MAX))
+            stamps = self._table.stamps
+            np.maximum(stamps, shift, out=stamps)
+            stamps -= shift
+        self._base = base
+        self._newest = epoch
+
+    def _compile(self) -> None:
+        """Run every kernel on an empty batch, so that no request waits for the compiler."""
+        table, stamp = self._table, np.uint32(0)
+        ids, slots = np.empty(0, np.uint64), np.empty(0, np.int64)
+        states, admit, priorities = (
+            np.empty(0, np.uint8),
+            np.empty(0, np.bool_),
+            np.empty(0, np.uint32),
+        )
+        kernels.probe(table, ids, stamp, states, slots, slots, ids)
+        kernels.fold_and_plan(
+            table, ids, slots, ids, admit, priorities, stamp, stamp, states, slots, slots, ids
+        )
+        kernels.publish(table, slots)
+        kernels.abort(table, slots)
+        kernels.invalidate(table, ids, slots)
+        kernels.peek(table, ids, slots)
+
+
+def _empty_table(sets: int, ways: int, seed: int) -> SlotTable:
+    digests = aligned_rows(sets, ways).reshape(-1)
+    return SlotTable(
+        tags=aligned_rows(sets, ways * 8).view(np.uint64).reshape(-1),
+        digests=digests,
+        digest_words=digests.view(np.uint64),
+        states=aligned_rows(sets, ways).reshape(-1),
+        stamps=aligned_rows(sets, ways * 4).view(np.uint32).reshape(-1),
+        priorities=aligned_rows(sets, ways * 4).view(np.uint32).reshape(-1),
+        sets=np.uint64(sets),
+        ways=ways,
+        seed_word=np.uint64(seed_word(seed)),
+    )

@@ -1,0 +1,259 @@
+"""The compiled loops of the Numba engine, over a table of slots.
+
+Arithmetic on hashes is u64 throughout, on slots and rows i64; the two never meet unconverted.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from kvtier.index.hashing import fmix64, set_of
+from kvtier.index.prefetch import prefetch
+from kvtier.jit import jit, jit_inline
+from kvtier.pages import I64, U8, U32, U64, Bool, PageState
+
+_EMPTY: Final = np.uint8(PageState.EMPTY)
+_PENDING: Final = np.uint8(PageState.PENDING)
+_VALID: Final = np.uint8(PageState.VALID)
+
+_PREFETCH_ROWS: Final = 16
+"""How far ahead of the probe its cache lines are asked for; 8 to 32 made no difference."""
+
+_ZERO: Final = np.uint64(0)
+_ONE: Final = np.uint64(1)
+_PRIORITY_SHIFT: Final = np.uint64(32)
+_DIGEST_MASK: Final = np.uint64(0xFF)
+_BYTE_ONES: Final = np.uint64(0x0101_0101_0101_0101)
+_BYTE_HIGHS: Final = np.uint64(0x8080_8080_8080_8080)
+_TOP_BYTE_SHIFT: Final = np.uint64(56)
+
+
+class SlotTable(NamedTuple):
+    """The slots as a struct of arrays, one element per slot, and how pages map to them.
+
+    Attributes:
+        tags: u64, page id of a slot that is not EMPTY.
+        digests: u8, low byte of that page's hash.
+        digest_words: u64, the same memory as ``digests``, eight at a time.
+        states: u8, a :class:`kvtier.pages.PageState`.
+        stamps: u32, last touch, counted from the base epoch of the owner.
+        priorities: u32.
+        sets: number of sets.
+        ways: slots of a set, a multiple of 8.
+        seed_word: XORed into a page id before it is hashed.
+    """
+
+    tags: U64
+    digests: U8
+    digest_words: U64
+    states: U8
+    stamps: U32
+    priorities: U32
+    sets: np.uint64
+    ways: int
+    seed_word: np.uint64
+
+
+@jit_inline
+def _first_slot(table: SlotTable, hashed: np.uint64) -> int:
+    """First slot of the set that ``hashed`` belongs to."""
+    return int(np.int64(set_of(hashed, table.sets))) * table.ways
+
+
+@jit_inline
+def _find(table: SlotTable, page_id: np.uint64, hashed: np.uint64) -> int:
+    """The slot of a page, VALID or PENDING, or -1.
+
+    Eight digests are compared at once: XOR makes equal bytes 0, and the lowest 0 byte of a word is
+    the lowest bit of ``(x - 0x01..01) & ~x & 0x80..80`` (Warren, Hacker's Delight, 6-1). Bits above
+    it may be false; the tag has the last word.
+    """
+    first = _first_slot(table, hashed)
+    pattern = (hashed & _DIGEST_MASK) * _BYTE_ONES
+    for eight in range(first, first + table.ways, 8):
+        difference = table.digest_words[eight >> 3] ^ pattern
+        marks = (difference - _BYTE_ONES) & ~difference & _BYTE_HIGHS
+        while marks != _ZERO:
+            below = (marks & (~marks + _ONE)) - _ONE
+            bytes_up_to = (below & _BYTE_ONES) * _BYTE_ONES >> _TOP_BYTE_SHIFT
+            slot = eight + np.int64(bytes_up_to) - 1
+            if table.tags[slot] == page_id and table.states[slot] != _EMPTY:
+                return int(slot)
+            marks &= marks - _ONE
+    return -1
+
+
+@jit_inline
+def _prefetch_set(table: SlotTable, page_id: np.uint64) -> None:
+    first = _first_slot(table, fmix64(page_id ^ table.seed_word))
+    prefetch(table.digests, first)
+    prefetch(table.states, first)
+    # One request per cache line: 8 tags or 16 stamps.
+    for slot in range(first, first + table.ways, 8):
+        prefetch(table.tags, slot)
+    for slot in range(first, first + table.ways, 16):
+        prefetch(table.stamps, slot)
+
+
+@jit
+def probe(
+    table: SlotTable,
+    page_ids: U64,
+    stamp: np.uint32,
+    states: U8,
+    slots: I64,
+    miss_rows: I64,
+    miss_hashes: U64,
+) -> int:
+    """Look every page up and stamp the slots found; no slot changes otherwise.
+
+    Fills ``states`` and ``slots`` (-1 where EMPTY), and lists rows and hashes of the requests that
+    did not hit. Returns how many those are.
+    """
+    misses = 0
+    for row in range(page_ids.size):
+        _prefetch_set(table, page_ids[min(row + _PREFETCH_ROWS, page_ids.size - 1)])
+        page_id = page_ids[row]
+        hashed = fmix64(page_id ^ table.seed_word)
+        slot = _find(table, page_id, hashed)
+        slots[row] = slot
+        if slot >= 0:
+            table.stamps[slot] = stamp
+            states[row] = table.states[slot]
+        else:
+            states[row] = _EMPTY
+        if states[row] != _VALID:
+            miss_rows[misses] = row
+            miss_hashes[misses] = hashed
+            misses += 1
+    return misses
+
+
+@jit_inline
+def _victim(table: SlotTable, hashed: np.uint64, oldest_stamp: np.uint32) -> int:
+    """The slot to take in a set, or -1: least (state, priority, stamp, way) of the usable ones."""
+    best = -1
+    best_rank = (_VALID, _ZERO)
+    first = _first_slot(table, hashed)
+    for slot in range(first, first + table.ways):
+        if table.states[slot] == _PENDING or table.stamps[slot] >= oldest_stamp:
+            continue
+        priority = np.uint64(table.priorities[slot]) << _PRIORITY_SHIFT
+        rank = (table.states[slot], priority | np.uint64(table.stamps[slot]))
+        if best < 0 or rank < best_rank:
+            best = slot
+            best_rank = rank
+    return best
+
+
+@jit
+def fold_and_plan(
+    table: SlotTable,
+    page_ids: U64,
+    rows: I64,
+    hashes: U64,
+    admit: Bool,
+    priorities: U32,
+    stamp: np.uint32,
+    oldest_stamp: np.uint32,
+    states: U8,
+    slots: I64,
+    leaders: I64,
+    evicted: U64,
+) -> tuple[int, int]:
+    """Give each page that did not hit one leader, and each missing one a slot if it can.
+
+    ``rows`` and ``hashes`` are those of :func:`probe` in ascending order of the hash, in which the
+    rows of a page are neighbours. An empty ``admit`` admits all, empty ``priorities`` are 0.
+    Completes ``slots`` and ``leaders``, fills ``evicted``; returns (evictions, bypasses).
+    """
+    evictions = 0
+    bypasses = 0
+    first = 0
+    while first < rows.size:
+        leader = rows[first]
+        last = first + 1
+        while last < rows.size and hashes[last] == hashes[first]:
+            leader = min(leader, rows[last])
+            last += 1
+        if states[leader] == _EMPTY and (admit.size == 0 or admit[leader]):
+            slot = _victim(table, hashes[first], oldest_stamp)
+            slots[leader] = slot
+            if slot < 0:
+                bypasses += 1
+            else:
+                if table.states[slot] == _VALID:
+                    evicted[evictions] = table.tags[slot]
+                    evictions += 1
+                table.tags[slot] = page_ids[leader]
+                table.digests[slot] = np.uint8(hashes[first] & _DIGEST_MASK)
+                table.states[slot] = _PENDING
+                table.stamps[slot] = stamp
+                table.priorities[slot] = priorities[leader] if priorities.size else np.uint32(0)
+        for at in range(first, last):
+            leaders[rows[at]] = leader
+            slots[rows[at]] = slots[leader]
+        first = last
+    return evictions, bypasses
+
+
+@jit
+def publish(table: SlotTable, slots: I64) -> int:
+    """PENDING slots become VALID. Returns how many were not PENDING; above 0 nothing changed."""
+    wrong = _count_not_pending(table, slots)
+    if wrong == 0:
+        for slot in slots:
+            table.states[slot] = _VALID
+    return wrong
+
+
+@jit
+def abort(table: SlotTable, slots: I64) -> int:
+    """PENDING slots become EMPTY, unstamped. Returns as :func:`publish` does."""
+    wrong = _count_not_pending(table, slots)
+    if wrong == 0:
+        for slot in slots:
+            _clear(table, slot)
+            table.stamps[slot] = np.uint32(0)
+    return wrong
+
+
+@jit
+def invalidate(table: SlotTable, page_ids: U64, dropped: I64) -> int:
+    """VALID pages become EMPTY, stamps kept. Lists their slots in ``dropped``, returns how many."""
+    count = 0
+    for page_id in page_ids:
+        slot = _find(table, page_id, fmix64(page_id ^ table.seed_word))
+        if slot >= 0 and table.states[slot] == _VALID:
+            _clear(table, slot)
+            dropped[count] = slot
+            count += 1
+    return count
+
+
+@jit
+def peek(table: SlotTable, page_ids: U64, slots: I64) -> None:
+    """The slot of each VALID page, or -1."""
+    for row in range(page_ids.size):
+        page_id = page_ids[row]
+        slot = _find(table, page_id, fmix64(page_id ^ table.seed_word))
+        slots[row] = slot if slot >= 0 and table.states[slot] == _VALID else -1
+
+
+@jit_inline
+def _clear(table: SlotTable, slot: int) -> None:
+    table.tags[slot] = _ZERO
+    table.digests[slot] = np.uint8(0)
+    table.states[slot] = _EMPTY
+    table.priorities[slot] = np.uint32(0)
+
+
+@jit_inline
+def _count_not_pending(table: SlotTable, slots: I64) -> int:
+    wrong = 0
+    for slot in slots:
+        if slot < 0 or slot >= table.states.size or table.states[slot] != _PENDING:
+            wrong += 1
+    return wrong

@@ -1,0 +1,113 @@
+"""What every I/O engine does, and the table in which it takes a batch."""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+import numpy as np
+
+from kvtier.errors import LimitError
+from kvtier.pages import I64, U8
+
+OFFSET: Final = 0
+LENGTH: Final = 1
+ROW: Final = 2
+RESULT: Final = 3
+
+
+class FileEngine(Protocol):
+    """One open file, read and written in batches of extents.
+
+    Calls may overlap. A call that is cancelled raises only once the kernel has ended every
+    operation of its batch: the memory it was given is not touched after that.
+    """
+
+    @property
+    def name(self) -> str:
+        """The engine's name in the settings."""
+        ...
+
+    @property
+    def direct(self) -> bool:
+        """O_DIRECT is in use; otherwise reads and writes pass through the page cache."""
+        ...
+
+    @property
+    def alignment_bytes(self) -> int:
+        """What the address of the memory given must be a multiple of; 1 if not direct."""
+        ...
+
+    async def read(self, offsets_bytes: I64, lengths_bytes: I64, out: U8, rows: I64) -> I64:
+        """Read extents of the file into rows of ``out``.
+
+        Args:
+            offsets_bytes: i64[n], where each extent starts in the file.
+            lengths_bytes: i64[n].
+            out: u8[rows, page_bytes], C-contiguous, writable; an extent longer than one row goes
+                on in the rows that follow.
+            rows: i64[n], the first row of each extent.
+
+        Returns:
+            i64[n]: bytes read (fewer than asked for where the file ends), or ``-errno``.
+
+        Raises:
+            LimitError: an extent leaves ``out``, or ``out`` is not aligned; nothing was read.
+            ClosedError: the engine was closed.
+        """
+        ...
+
+    async def write(self, offsets_bytes: I64, lengths_bytes: I64, source: U8, rows: I64) -> I64:
+        """Write rows of ``source`` to extents of the file; as :meth:`read`.
+
+        A result that is not the extent's length says that what the file holds there is unknown.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Wait for what is in flight and close the file; a second call does nothing."""
+        ...
+
+
+def pack_extents(
+    offsets_bytes: I64, lengths_bytes: I64, memory: U8, rows: I64, alignment_bytes: int
+) -> I64:
+    """A batch as one table, i64[4, n]: offsets, lengths, rows, and room for the results.
+
+    One array of one layout is all that compiled code then sees, whatever views it was made from.
+
+    Raises:
+        LimitError: the memory is not fit, or an extent leaves it.
+    """
+    _check_memory(memory, alignment_bytes)
+    table = np.empty((4, len(offsets_bytes)), np.int64)
+    table[OFFSET] = offsets_bytes
+    table[LENGTH] = lengths_bytes
+    table[ROW] = rows
+    if table.shape[1] and not _fits(table, memory):
+        raise LimitError(
+            f"an extent leaves its memory of {memory.shape[0]} rows of {memory.shape[1]} bytes, "
+            "or has a negative offset, length or row"
+        )
+    return table
+
+
+def _check_memory(memory: U8, alignment_bytes: int) -> None:
+    if memory.ndim != 2 or memory.dtype != np.uint8 or not memory.flags.c_contiguous:
+        raise LimitError(
+            f"memory is {memory.dtype}{list(memory.shape)}: "
+            "it must be u8[rows, page_bytes], C-contiguous"
+        )
+    if memory.ctypes.data % alignment_bytes != 0:
+        raise LimitError(
+            f"memory does not start at a multiple of {alignment_bytes} bytes, as O_DIRECT needs: "
+            "take it from kvtier.rows.aligned_rows"
+        )
+
+
+def _fits(table: I64, memory: U8) -> bool:
+    """Whether every extent lies inside ``memory``; no product here can overflow."""
+    rows, row_bytes = memory.shape
+    if int(table[:RESULT].min()) < 0 or int(table[ROW].max()) > rows:
+        return False
+    room = (rows - table[ROW]) * row_bytes
+    return bool((table[LENGTH] <= room).all())

@@ -1,0 +1,153 @@
+"""Opening the one file behind an engine: creation, its lock, its space, and O_DIRECT."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import math
+import mmap
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from kvtier.errors import DeviceError
+
+_REMEDIES: Final = {
+    errno.ENOENT: "make its directory first",
+    errno.EACCES: "give this user the right to, or choose another path",
+    errno.EPERM: "give this user the right to, or choose another path",
+    errno.ENOSPC: "free disk space, or ask for less",
+    errno.EDQUOT: "free disk space, or ask for less",
+    errno.EFBIG: "ask for less, or choose another file system",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
+_REFUSED: Final = (errno.EINVAL, errno.EOPNOTSUPP)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """An open file; whoever has it closes ``fd``.
+
+    Attributes:
+        fd: the descriptor.
+        path: where it was opened; the file may have been renamed or removed since.
+        writable: opened for writing too.
+        direct: O_DIRECT is set.
+        alignment_bytes: what a memory address must be a multiple of; 1 if not direct.
+    """
+
+    fd: int
+    path: Path
+    writable: bool
+    direct: bool
+    alignment_bytes: int
+
+
+def open_file(
+    path: Path, *, direct: bool, size_bytes: int | None, create: bool, page_bytes: int
+) -> OpenFile:
+    """Open ``path``; arguments and errors as in :func:`kvtier.io.open_engine`.
+
+    A created file is locked before it is emptied, so that a second opener harms nothing. When
+    this fails, a file that was not there before is not there afterwards.
+    """
+    with (
+        _explained(f"cannot {'create' if create else 'open'} {path}"),
+        contextlib.ExitStack() as undo,
+    ):
+        if create:
+            fd = _create(path, undo)
+        else:
+            fd = os.open(path, os.O_RDONLY)
+            undo.callback(os.close, fd)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise DeviceError(f"{path} is no regular file: name a file")
+        if create:
+            _lock(fd, path)
+            os.ftruncate(fd, 0)
+        direct = direct and _set_direct(fd, page_bytes, writable=create)
+        if create:
+            _reserve(fd, path, size_bytes or 0)
+        undo.pop_all()
+    alignment_bytes = math.gcd(page_bytes, mmap.PAGESIZE) if direct else 1
+    return OpenFile(fd, path, create, direct, alignment_bytes)
+
+
+def _create(path: Path, undo: contextlib.ExitStack) -> int:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        fd = os.open(path, os.O_RDWR)
+    else:
+        undo.callback(os.unlink, path)
+    undo.callback(os.close, fd)
+    return fd
+
+
+def _lock(fd: int, path: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise DeviceError(f"{path} is in use by another cache: give each its own path") from error
+
+
+def _set_direct(fd: int, page_bytes: int, *, writable: bool) -> bool:
+    """Set O_DIRECT if pages of this size can be moved with it; leaves a writable file empty.
+
+    File systems refuse it at once, or only at the first access that is not aligned to the
+    device's logical block, so one page is moved to see: with offset, length and address no better
+    aligned than every later access will be.
+    """
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    memory = mmap.mmap(-1, 2 * page_bytes)
+    page = memoryview(memory)[page_bytes:]
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
+        if writable:
+            os.pwritev(fd, [page], page_bytes)
+        os.preadv(fd, [page], page_bytes)
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+        return False
+    finally:
+        page.release()
+        memory.close()
+    if writable:
+        os.ftruncate(fd, 0)
+    return True
+
+
+def _reserve(fd: int, path: Path, size_bytes: int) -> None:
+    """Reserve disk space now, so that a full disk shows here and not in the middle of a run."""
+    disk = os.fstatvfs(fd)
+    free_bytes = disk.f_bavail * disk.f_frsize
+    if size_bytes > free_bytes:
+        raise DeviceError(
+            f"cannot create {path}: it needs {size_bytes} bytes and its disk has {free_bytes} "
+            "free; free disk space, or ask for less"
+        )
+    try:
+        if size_bytes:
+            os.posix_fallocate(fd, 0, size_bytes)
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        os.ftruncate(fd, size_bytes)
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn an OSError into one line that says what failed, why, and what to do."""
+    try:
+        yield
+    except DeviceError:
+        raise
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, "choose another path")
+        raise DeviceError(f"{what}: {error.strerror}; {remedy}") from error

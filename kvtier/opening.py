@@ -1,0 +1,73 @@
+"""From settings to a running cache, and everything closed again in the right order."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from kvtier.backend import Backend
+from kvtier.cache import TieredCache
+from kvtier.chain import build_chain
+from kvtier.clock import Clock, WallClock
+from kvtier.directory import ObjectDirectory, ObjectEntry
+from kvtier.driver import AsyncDriver
+from kvtier.origin import Origin
+from kvtier.registry import open_backend
+from kvtier.settings import Settings, check_machine, validate
+from kvtier.tiers import open_tier
+
+
+@asynccontextmanager
+async def open_cache(
+    settings: Settings, *, clock: Clock | None = None, origin: Backend | None = None
+) -> AsyncIterator[TieredCache]:
+    """A cache as ``settings`` describe it, closed at the end of the block.
+
+    Args:
+        settings: checked before anything is opened.
+        clock: for latencies; the wall clock by default.
+        origin: an open backend to use in the place of the one that ``settings.origin`` names; it
+            stays open.
+
+    Raises:
+        SettingsError: a setting is wrong, or asks for more than the machine has.
+        UnknownBackendError, BackendError, DeviceError: a level cannot be opened.
+    """
+    validate(settings)
+    check_machine(settings)
+    async with AsyncExitStack() as stack:
+        if origin is None and settings.origin is not None:
+            named = settings.origin
+            origin = await open_backend(named.backend, named.options, settings.page_bytes)
+            stack.push_async_callback(origin.close)
+        if origin is None:
+            chain = build_chain(settings)
+        else:
+            chain = build_chain(
+                settings,
+                origin_extent_pages_max=origin.capability.extent_pages_max,
+                origin_batch_extents_max=origin.capability.batch_extents_max,
+            )
+        tiers = []
+        for tier_settings in settings.tiers:
+            tier = await open_tier(
+                tier_settings, settings.page_bytes, settings.seed, settings.device
+            )
+            stack.push_async_callback(tier.close)
+            tiers.append(tier)
+        directory = ObjectDirectory(settings.chain.objects_max)
+
+        def forget(entries: Sequence[ObjectEntry]) -> None:
+            cache.forget(entries)
+
+        driver = AsyncDriver(
+            chain,
+            tiers,
+            None if origin is None else Origin(origin, directory, forget),
+            page_bytes=settings.page_bytes,
+            buffer_pages=settings.chain.device_batch_pages,
+            clock=clock or WallClock(),
+        )
+        cache = TieredCache(driver, directory, origin, settings)
+        stack.push_async_callback(driver.close)
+        yield cache

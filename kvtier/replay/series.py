@@ -1,0 +1,59 @@
+"""Counts over time: one point per interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from kvtier.chain import Counters
+from kvtier.clock import Clock
+
+POINTS_MAX = 4096
+"""When there are more, every second one is dropped and the interval doubles: memory is bounded."""
+
+
+class Series:
+    """Demand reads and hits per level, counted per interval.
+
+    Args:
+        clock: whose time the intervals are of.
+        interval_s: length of the first intervals.
+        levels: names of the levels.
+    """
+
+    def __init__(self, clock: Clock, interval_s: float, levels: Sequence[str]) -> None:
+        self._clock = clock
+        self._start_ns = clock.now_ns()
+        self._interval_ns = max(1, round(interval_s * 1e9))
+        self._levels = tuple(levels)
+        self._points: list[tuple[int, ...]] = []
+        """Per point: ns since the start, reads, hits of each level, all counted from the start."""
+
+    def observe(self, counters: Counters, *, last: bool = False) -> None:
+        """Note the counts, if an interval has passed since the last point or the run has ended."""
+        elapsed_ns = self._clock.now_ns() - self._start_ns
+        previous_ns = self._points[-1][0] if self._points else 0
+        if elapsed_ns - previous_ns < self._interval_ns and not (last and elapsed_ns > previous_ns):
+            return
+        hits = [level.hits for level in counters.levels]
+        self._points.append((elapsed_ns, counters.reads, *hits))
+        if len(self._points) > POINTS_MAX:
+            del self._points[::2]
+            self._interval_ns *= 2
+
+    def to_dict(self) -> dict[str, Any]:
+        """Arrays of equal length: the end of each interval, and what was counted in it."""
+        columns = list(zip(*self._points, strict=True)) or [()] * (2 + len(self._levels))
+        t_ns, reads, *hits = columns
+        return {
+            "interval_s": self._interval_ns / 1e9,
+            "t_s": [t / 1e9 for t in t_ns],
+            "reads": _differences(reads),
+            "hits": {
+                name: _differences(column) for name, column in zip(self._levels, hits, strict=True)
+            },
+        }
+
+
+def _differences(column: Sequence[int]) -> list[int]:
+    return [now - before for before, now in zip((0, *column), column, strict=False)]

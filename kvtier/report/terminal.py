@@ -1,0 +1,113 @@
+"""One result as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from kvtier.report.rows import COALESCING_ROWS, Row, Values, demand_rows, level_rows, levels_of
+from kvtier.report.schema import check_sums, sum_rules
+from kvtier.units import format_bytes, format_seconds
+
+
+def print_report(result: Mapping[str, Any], console: Console) -> None:
+    """Show a result: what ran, every level, demand and coalescing, and the sums that must hold."""
+    console.print(_headline(result))
+    console.print(_level_table(result))
+    console.print(_summary_table(result))
+    broken = check_sums(result)
+    if broken:
+        text = "\n".join([*broken, "These numbers cannot be trusted: this is a bug in kvtier."])
+        console.print(Panel(Text(text), title="SUMS BROKEN", border_style="bold red"))
+
+
+def labels_of(result: Mapping[str, Any]) -> list[str]:
+    """What a reader must know beside every number: scaled, synthetic, modelled, interrupted."""
+    trace = result["trace"]
+    labels = []
+    if result["mode"] == "simulate":
+        labels.append("modelled")
+    if trace["scaled"]:
+        whole = trace["full_pages_per_block"]
+        labels.append(f"scaled: {trace['pages_per_block']} of {whole} pages per block")
+    if trace["synthetic"]:
+        # Each entry names a part, and after a colon how it was made: that is in the JSON.
+        parts = (entry.partition(":")[0] for entry in trace["synthetic"])
+        labels.append(f"synthetic: {', '.join(parts)}")
+    if not result["complete"]:
+        labels.append("interrupted: measured until then")
+    return labels
+
+
+def _headline(result: Values) -> Text:
+    trace = result["trace"]
+    headline = Text.assemble(
+        (f"kvtier {result['mode']}", "bold"),
+        f"  {trace['path']} ({trace['kind']}, {trace['requests']:,} requests), "
+        f"pages of {format_bytes(trace['page_bytes'])}, seed {result['seed']}, "
+        f"{format_seconds(result['duration_s'])}",
+    )
+    for label in labels_of(result):
+        headline.append("  ").append(f"*{label}*", "yellow")
+    return headline
+
+
+def _level_table(result: Values) -> Table:
+    levels = levels_of(result)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for name, level in levels:
+        backend = f" ({level['name']})" if name != level["name"] else ""
+        table.add_column(Text(name + backend), justify="right", no_wrap=True)
+    for row in level_rows(result["trace"]["page_bytes"]):
+        table.add_row(row.label, *(Text(row.show(level)) for _, level in levels))
+    return table
+
+
+def _summary_table(result: Values) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for name, text in _summary(result):
+        table.add_row(Text(name, "bold"), Text(text))
+    for name, (sentence, holds) in zip(("sums", ""), sum_rules(result), strict=True):
+        style = "green" if holds else "bold red"
+        table.add_row(Text(name, "bold"), Text(sentence + ("" if holds else "  BROKEN"), style))
+    return table
+
+
+def _summary(result: Values) -> Iterator[tuple[str, str]]:
+    yield "demand", _listed(demand_rows(result["trace"]["page_bytes"]), result["demand"])
+    yield "latency", _percentiles(result["demand"])
+    yield "batches", f"{result['batches']['count']:,}; {_percentiles(result['batches'])}"
+    yield "coalescing", _listed(COALESCING_ROWS, result["coalescing"])
+    writes = result["writes"]
+    if writes["objects"]:
+        size = format_bytes(writes["bytes"])
+        yield "writes", f"{writes['objects']:,} objects, {writes['pages']:,} pages, {size}"
+    if result["utilisation"]:
+        shares = ", ".join(f"{name} {used:.0%}" for name, used in result["utilisation"].items())
+        yield "utilisation", f"{shares}; bottleneck: {result['bottleneck'] or 'none'}"
+    yield "verify", _verified(result["verify"])
+
+
+def _percentiles(values: Values) -> str:
+    latency_us = values["latency_us"]
+    names = {"p50": "p50", "p99": "p99", "p999": "p99.9", "max": "max"}
+    known = {label: latency_us[key] for key, label in names.items() if latency_us[key] is not None}
+    shown = (f"{label} {format_seconds(us * 1e-6)}" for label, us in known.items())
+    return ", ".join(shown) or "nothing measured"
+
+
+def _listed(rows: tuple[Row, ...], values: Values) -> str:
+    return ", ".join(f"{row.label} {row.show(values)}" for row in rows)
+
+
+def _verified(verify: Values | None) -> str:
+    if verify is None:
+        return "no bytes moved, none to check"
+    return f"{verify['checked_pages']:,} pages checked, {verify['corrupt_pages']:,} corrupt"

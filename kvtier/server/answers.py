@@ -1,0 +1,154 @@
+"""What a server answers: requests in, frames out, and no socket in sight."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from itertools import count
+from typing import Final, TypeAlias
+
+import numpy as np
+
+from kvtier.backend import Backend, ObjectBatch, PutResult
+from kvtier.errors import BackendError, LimitError, ProtocolError
+from kvtier.pages import U8, PageStatus
+from kvtier.wire.codec import encode
+from kvtier.wire.frames import HEADER_BYTES
+from kvtier.wire.messages import (
+    Delete,
+    DeleteReply,
+    Keys,
+    KeysReply,
+    Message,
+    Put,
+    PutReply,
+    Read,
+    ReadReply,
+    Stat,
+    StatReply,
+)
+
+Buffers: TypeAlias = Sequence[bytes | memoryview]
+"""A reply, to be written in this order; nothing else holds or reuses its memory."""
+
+_KEYS_PER_REPLY: Final = 1024
+
+
+def reply_bytes(message: Message, page_bytes: int) -> int:
+    """Payload bytes that the reply to ``message`` may have."""
+    if isinstance(message, Read):
+        return int(message.batch.page_count.sum(dtype=np.int64)) * page_bytes
+    return 0
+
+
+class Answers:
+    """Answers the requests of one connection out of a backend.
+
+    Args:
+        backend: the store.
+        page_bytes: its page size.
+        payload_bytes_max: longest payload of a reply.
+        listings_max: listings that may be open at once.
+    """
+
+    def __init__(
+        self, backend: Backend, page_bytes: int, payload_bytes_max: int, listings_max: int
+    ) -> None:
+        self._backend = backend
+        self._page_bytes = page_bytes
+        self._payload_bytes_max = payload_bytes_max
+        self._listings_max = listings_max
+        self._listings: dict[int, AsyncIterator[bytes]] = {}  # those that nobody is reading now
+        self._cursors = count(1)
+
+    async def answer(self, number: int, message: Message, payload: U8 | None) -> Buffers:
+        """The frames that answer request ``number``.
+
+        Raises:
+            ProtocolError: such a message is no request, or its payload does not fit to it.
+            KvtierError: the request failed as a whole.
+        """
+        match message:
+            case Read():
+                return await self._read(number, message)
+            case Put():
+                return [encode(PutReply(await self._put(message, payload)), number)]
+            case Stat(keys):
+                return [encode(StatReply(await self._backend.stat(keys)), number)]
+            case Delete(keys):
+                self._check_writable()
+                return [encode(DeleteReply(await self._backend.delete(keys)), number)]
+            case Keys(cursor):
+                return [encode(await self._next_keys(cursor), number)]
+            case _:
+                raise ProtocolError(f"a {type(message).__name__} is no request")
+
+    async def close(self) -> None:
+        """End the listings that are still open."""
+        while self._listings:
+            await _end(self._listings.popitem()[1])
+
+    async def _read(self, number: int, message: Read) -> Buffers:
+        """Read into the memory that is sent: room for the head, then the pages."""
+        batch = message.batch
+        payload_bytes = reply_bytes(message, self._page_bytes)
+        if payload_bytes > self._payload_bytes_max:
+            raise LimitError(
+                f"a read of {payload_bytes} bytes: {self._payload_bytes_max} are possible at once"
+            )
+        head_bytes = HEADER_BYTES + 8 + len(batch)
+        reply = np.empty(head_bytes + payload_bytes, np.uint8)
+        pages = reply[head_bytes:].reshape(-1, self._page_bytes)
+        status = await self._backend.read(batch, pages)
+        if status.any():
+            # What a failed extent left in its rows is not for the client's eyes.
+            wanted = np.repeat(status == PageStatus.OK, batch.page_count)
+            some = pages[wanted].reshape(-1)
+            return [encode(ReadReply(status), number, some.nbytes), some.data]
+        head = encode(ReadReply(status), number, payload_bytes)
+        reply[:head_bytes] = np.frombuffer(head, np.uint8)
+        return [reply.data]
+
+    async def _put(self, message: Put, payload: U8 | None) -> PutResult:
+        self._check_writable()
+        pages = int(message.page_counts.sum(dtype=np.int64))
+        have_bytes = 0 if payload is None else payload.nbytes
+        if have_bytes != pages * self._page_bytes:
+            raise ProtocolError(
+                f"a PUT of {pages} pages has a payload of {have_bytes} bytes: "
+                f"the pages have {self._page_bytes}"
+            )
+        whole = np.empty(0, np.uint8) if payload is None else payload
+        batch = ObjectBatch(message.keys, message.page_counts, whole.reshape(-1, self._page_bytes))
+        return await self._backend.put(batch)
+
+    async def _next_keys(self, cursor: int) -> KeysReply:
+        """Go on with a listing; it is nobody else's while it is read, and ends on any error."""
+        if not self._backend.capability.listable:
+            raise BackendError("the store behind the server cannot list its keys")
+        if cursor == 0:
+            cursor, listing = next(self._cursors), self._backend.keys()
+        elif cursor in self._listings:
+            listing = self._listings.pop(cursor)
+        else:
+            raise BackendError("the listing has ended, or too many were begun: begin it again")
+        keys = []
+        async for key in listing:
+            keys.append(key)
+            if len(keys) == _KEYS_PER_REPLY:
+                await self._keep(cursor, listing)
+                return KeysReply(cursor, tuple(keys))
+        return KeysReply(0, tuple(keys))
+
+    async def _keep(self, cursor: int, listing: AsyncIterator[bytes]) -> None:
+        if len(self._listings) >= self._listings_max:
+            await _end(self._listings.pop(next(iter(self._listings))))
+        self._listings[cursor] = listing
+
+    def _check_writable(self) -> None:
+        if not self._backend.capability.writable:
+            raise BackendError("the store behind the server is read-only")
+
+
+async def _end(listing: AsyncIterator[bytes]) -> None:
+    if isinstance(listing, AsyncGenerator):
+        await listing.aclose()

@@ -1,0 +1,27 @@
+"""Bounds of a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kvtier.wire.frames import FrameLimits
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """Bounds of a server. A connection holds at most about the first two together.
+
+    Attributes:
+        frame: of a single frame, received or sent.
+        inflight_bytes_max: bytes of requests and replies being worked on, of one connection.
+            Beyond it the connection is not read from; one request alone may be larger.
+        connections_max: connections at once.
+        listings_max: listings that a connection may have open; another one ends the oldest.
+        hello_timeout_s: how long a new connection may stay silent.
+    """
+
+    frame: FrameLimits = field(default_factory=FrameLimits)
+    inflight_bytes_max: int = 32 << 20
+    connections_max: int = 256
+    listings_max: int = 16
+    hello_timeout_s: float = 10.0

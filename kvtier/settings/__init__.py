@@ -1,0 +1,43 @@
+"""Settings: frozen values that a user tunes, read from TOML.
+
+Sizes, times and rates are written with their unit (``"64 GiB"``, ``"80 us"``, ``"7 GB/s"``) and
+held in bytes, seconds and bytes per second. Parts that do work are never in here.
+"""
+
+from kvtier.settings.checks import validate
+from kvtier.settings.described import to_dict
+from kvtier.settings.machine import check_machine
+from kvtier.settings.presets import default_model
+from kvtier.settings.toml import default_settings, load_settings, parse_assignment
+from kvtier.settings.values import (
+    ChainSettings,
+    Device,
+    DeviceModel,
+    Engine,
+    OriginSettings,
+    ReplaySettings,
+    Settings,
+    TierName,
+    TierSettings,
+    WriteRule,
+)
+
+__all__ = [
+    "ChainSettings",
+    "Device",
+    "DeviceModel",
+    "Engine",
+    "OriginSettings",
+    "ReplaySettings",
+    "Settings",
+    "TierName",
+    "TierSettings",
+    "WriteRule",
+    "check_machine",
+    "default_model",
+    "default_settings",
+    "load_settings",
+    "parse_assignment",
+    "to_dict",
+    "validate",
+]

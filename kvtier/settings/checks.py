@@ -1,0 +1,168 @@
+"""What must hold between settings, before anything is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple, get_args
+
+from kvtier.errors import SettingsError
+from kvtier.pages import check_page_bytes
+from kvtier.settings.values import (
+    ChainSettings,
+    DeviceModel,
+    OriginSettings,
+    ReplaySettings,
+    Settings,
+    TierName,
+    TierSettings,
+)
+from kvtier.units import format_bytes, format_rate, format_seconds
+
+TIER_ORDER: Final[tuple[TierName, ...]] = get_args(TierName)
+WAYS: Final = (8, 16, 32)
+
+_COUNT_MAX: Final = (1 << 31) - 1
+"""Bound of every count of pages or requests: far above use, and arithmetic on it stays in i64."""
+
+
+class Problem(NamedTuple):
+    """What is wrong: the dotted key as a TOML file has it, and a sentence that begins with it."""
+
+    key: str
+    sentence: str
+
+
+def validate(settings: Settings) -> None:
+    """Check every range and what must hold between settings.
+
+    Raises:
+        SettingsError: the first problem, by its dotted key.
+    """
+    for problem in find_problems(settings):
+        raise SettingsError(problem.sentence)
+
+
+def find_problems(settings: Settings) -> Iterator[Problem]:
+    """Every problem, the simplest first."""
+    try:
+        check_page_bytes(settings.page_bytes)
+    except SettingsError as error:
+        yield Problem("page_bytes", str(error))
+    yield from _outside("seed", settings.seed, 0, (1 << 64) - 1)
+    yield from _level_problems(settings)
+    for tier in settings.tiers:
+        yield from _tier_problems(tier, settings.page_bytes)
+    if settings.origin is not None:
+        yield from _extent_problems("origin", settings.origin)
+    yield from _replay_problems(settings.replay)
+    yield from _chain_problems(settings.chain)
+    yield from _buffer_problems(settings)
+
+
+def _level_problems(settings: Settings) -> Iterator[Problem]:
+    names = [tier.name for tier in settings.tiers]
+    if not names and settings.origin is None:
+        yield Problem(
+            "tiers",
+            "tiers is empty and there is no origin: give one level at least, "
+            "e.g. [tiers.dram] with capacity = '1 GiB'",
+        )
+    for name in names:
+        if name not in TIER_ORDER:
+            yield Problem(f"tiers.{name}", f"tiers.{name} is no tier: {_listed(TIER_ORDER)}")
+            return
+    if sorted(set(names), key=TIER_ORDER.index) != names:
+        yield Problem(
+            "tiers",
+            f"tiers are {_listed(names)}: each may be there once, "
+            f"in the order {_listed(TIER_ORDER)}",
+        )
+
+
+def _tier_problems(tier: TierSettings, page_bytes: int) -> Iterator[Problem]:
+    prefix = f"tiers.{tier.name}"
+    if tier.ways not in WAYS:
+        yield Problem(f"{prefix}.ways", f"{prefix}.ways is {tier.ways}: it must be 8, 16 or 32")
+    elif tier.capacity_bytes < tier.ways * page_bytes:
+        yield Problem(
+            f"{prefix}.capacity",
+            f"{prefix}.capacity is {format_bytes(tier.capacity_bytes)}: it must hold one set "
+            f"at least, {tier.ways} pages of {format_bytes(page_bytes)}",
+        )
+    if tier.path is not None and tier.name != "nvme":
+        yield Problem(f"{prefix}.path", f"{prefix}.path: only the nvme tier has a file")
+    yield from _outside(f"{prefix}.admit", tier.admit, 0, 1)
+    yield from _outside(f"{prefix}.queue_depth", tier.queue_depth, 1, 4096)
+    yield from _extent_problems(prefix, tier)
+
+
+def _extent_problems(prefix: str, level: TierSettings | OriginSettings) -> Iterator[Problem]:
+    yield from _outside(f"{prefix}.merge_gap_pages", level.merge_gap_pages, 0, _COUNT_MAX)
+    yield from _outside(f"{prefix}.extent_pages_max", level.extent_pages_max, 1, _COUNT_MAX)
+    if level.model is not None:
+        yield from _model_problems(f"{prefix}.model", level.model)
+
+
+def _model_problems(prefix: str, model: DeviceModel) -> Iterator[Problem]:
+    yield from _outside(f"{prefix}.latency", model.latency_s, 0, 3600, format_seconds)
+    yield from _outside(f"{prefix}.iops", model.iops, 1, 1e15)
+    yield from _outside(f"{prefix}.bandwidth", model.bytes_per_s, 1, 1e18, format_rate)
+
+
+def _replay_problems(replay: ReplaySettings) -> Iterator[Problem]:
+    yield from _outside("replay.concurrency", replay.concurrency, 1, _COUNT_MAX)
+    yield from _outside("replay.pages_per_block", replay.pages_per_block, 0, _COUNT_MAX)
+    yield from _outside("replay.verify_share", replay.verify_share, 0, 1)
+    yield from _outside(
+        "replay.series_interval", replay.series_interval_s, 1e-3, 86_400, format_seconds
+    )
+
+
+def _chain_problems(chain: ChainSettings) -> Iterator[Problem]:
+    yield from _outside("chain.batch_pages_max", chain.batch_pages_max, 1, _COUNT_MAX)
+    yield from _outside("chain.inflight_pages_max", chain.inflight_pages_max, 1, _COUNT_MAX)
+    yield from _outside("chain.device_batch_pages", chain.device_batch_pages, 1, _COUNT_MAX)
+    yield from _outside("chain.objects_max", chain.objects_max, 1, (1 << 32) - 1)
+    if chain.inflight_pages_max < chain.batch_pages_max:
+        yield Problem(
+            "chain.inflight_pages_max",
+            f"chain.inflight_pages_max is {chain.inflight_pages_max}: it must hold one whole "
+            f"batch, chain.batch_pages_max = {chain.batch_pages_max}",
+        )
+
+
+def _buffer_problems(settings: Settings) -> Iterator[Problem]:
+    """A device batch takes the longest extent of every level; staging takes two such batches."""
+    chain = settings.chain
+    levels: list[tuple[str, TierSettings | OriginSettings]] = [
+        (f"tiers.{tier.name}", tier) for tier in settings.tiers
+    ]
+    if settings.origin is not None:
+        levels.append(("origin", settings.origin))
+    for prefix, level in levels:
+        if level.extent_pages_max > chain.device_batch_pages:
+            yield Problem(
+                f"{prefix}.extent_pages_max",
+                f"{prefix}.extent_pages_max is {level.extent_pages_max}: it must fit into one "
+                f"device batch, chain.device_batch_pages = {chain.device_batch_pages}",
+            )
+    needed_bytes = 2 * chain.device_batch_pages * settings.page_bytes
+    if chain.staging_bytes < needed_bytes:
+        yield Problem(
+            "chain.staging",
+            f"chain.staging is {format_bytes(chain.staging_bytes)}: it must hold two buffers of "
+            f"{chain.device_batch_pages} pages, {format_bytes(needed_bytes)}; raise it or lower "
+            "chain.device_batch_pages",
+        )
+
+
+def _outside(
+    key: str, value: float, low: float, high: float, show: Callable[[float], str] = str
+) -> Iterator[Problem]:
+    """A problem unless ``low <= value <= high``; not a number is outside."""
+    if not low <= value <= high:
+        yield Problem(key, f"{key} is {show(value)}: it must be from {show(low)} to {show(high)}")
+
+
+def _listed(names: list[TierName] | tuple[TierName, ...]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,52 @@
+"""Settings as JSON, for the report: complete enough to run again, and without secrets."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from kvtier.settings.values import Settings
+
+MASK: Final = "***"
+
+_CONFIDENTIAL: Final = (
+    r"[\w-]*(?:token|passw|secret|credential|(?:access|api|private)[_-]?key)[\w-]*"
+)
+_CONFIDENTIAL_KEY: Final = re.compile(_CONFIDENTIAL, re.IGNORECASE)
+_URL_PASSWORD: Final = re.compile(r"(://[^:/?#@\s]*):\S*@")
+_URL_PARAMETER: Final = re.compile(rf"([?&]{_CONFIDENTIAL}=)[^&#\s]*", re.IGNORECASE)
+
+
+def to_dict(settings: Settings) -> dict[str, Any]:
+    """The settings under the names of their fields, in bytes and seconds.
+
+    Options named like a secret (token, password, …) and passwords inside URLs read ``***``.
+    """
+    described = _plain(settings)
+    assert isinstance(described, dict)
+    return described
+
+
+def _plain(value: object) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
+    if isinstance(value, Mapping):
+        return {
+            str(key): MASK if _CONFIDENTIAL_KEY.fullmatch(str(key)) else _plain(item)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    # Paths too; and the dates and times that TOML knows.
+    return _without_password(str(value) if not isinstance(value, Path) else value.as_posix())
+
+
+def _without_password(text: str) -> str:
+    return _URL_PARAMETER.sub(rf"\1{MASK}", _URL_PASSWORD.sub(rf"\1:{MASK}@", text))

@@ -1,0 +1,66 @@
+"""Whether this machine can give what the settings ask for; asked before any work starts."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import tempfile
+from pathlib import Path
+
+from kvtier.environment import gpu_names, memory_available_bytes
+from kvtier.errors import SettingsError
+from kvtier.settings.values import Settings, TierSettings
+from kvtier.units import format_bytes
+
+
+def check_machine(settings: Settings) -> None:
+    """Compare the tiers with the memory and the disk that are free now.
+
+    An ``hbm`` tier counts as host memory unless it will live on a GPU.
+
+    Raises:
+        SettingsError: they need more than there is, or the directory of the ``nvme`` tier is
+            not there.
+    """
+    _check_memory(settings, memory_available_bytes())
+    for tier in settings.tiers:
+        if tier.name == "nvme":
+            _check_disk(tier)
+
+
+def _check_memory(settings: Settings, available_bytes: int | None) -> None:
+    hosted = ("dram",) if _hbm_is_on_gpu(settings) else ("hbm", "dram")
+    parts = {t.name: t.capacity_bytes for t in settings.tiers if t.name in hosted}
+    needed_bytes = sum(parts.values()) + settings.chain.staging_bytes
+    if available_bytes is not None and needed_bytes > available_bytes:
+        listed = " + ".join(f"{name} {format_bytes(size)}" for name, size in parts.items())
+        raise SettingsError(
+            f"tiers and staging need {format_bytes(needed_bytes)} of memory ({listed} + staging "
+            f"{format_bytes(settings.chain.staging_bytes)}), and {format_bytes(available_bytes)} "
+            "are available; lower tiers.*.capacity"
+        )
+
+
+def _check_disk(tier: TierSettings) -> None:
+    directory = Path(tempfile.gettempdir()) if tier.path is None else tier.path.absolute().parent
+    if not directory.is_dir():
+        raise SettingsError(
+            f"tiers.nvme.path: there is no directory {directory}; create it or name another"
+        )
+    if tier.path is not None and tier.path.is_dir():
+        raise SettingsError(f"tiers.nvme.path: {tier.path} is a directory; name a file in it")
+    # A file that is there already is overwritten in place: its blocks count as free.
+    kept_bytes = tier.path.stat().st_blocks * 512 if tier.path and tier.path.exists() else 0
+    free_bytes = shutil.disk_usage(directory).free + kept_bytes
+    if tier.capacity_bytes > free_bytes:
+        raise SettingsError(
+            f"tiers.nvme.capacity is {format_bytes(tier.capacity_bytes)}, and "
+            f"{format_bytes(free_bytes)} are free in {directory}; lower it or name a "
+            "tiers.nvme.path on a larger disk"
+        )
+
+
+def _hbm_is_on_gpu(settings: Settings) -> bool:
+    if settings.device == "auto":
+        return bool(gpu_names()) and importlib.util.find_spec("cupy") is not None
+    return settings.device == "cuda"

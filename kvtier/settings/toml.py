@@ -1,0 +1,248 @@
+"""TOML to settings, built from the dataclasses: a field is a key, a dataclass a table.
+
+A key is its field without the unit (``capacity_bytes`` is ``capacity = "64 GiB"``), for the value
+carries the unit; ``bytes_per_s`` is ``bandwidth``, and ``page_bytes`` keeps its name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+from kvtier.errors import SettingsError
+from kvtier.settings.checks import TIER_ORDER, find_problems
+from kvtier.settings.presets import DEFAULT_TOML
+from kvtier.settings.values import Settings, TierSettings
+from kvtier.units import parse_bytes, parse_rate, parse_seconds
+
+T = TypeVar("T")
+
+_KEYS: Final = {"page_bytes": "page_bytes", "bytes_per_s": "bandwidth"}
+_SCALARS: Final[Mapping[type, str]] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    Path: "a path",
+}
+
+
+def default_settings() -> Settings:
+    """Three small tiers in memory and a temporary file, and no origin."""
+    return load_settings(None)
+
+
+def load_settings(path: Path | None, overrides: Sequence[str] = ()) -> Settings:
+    """Read, override and check settings.
+
+    Args:
+        path: a TOML file; None starts from the defaults of :mod:`kvtier.settings.presets`.
+        overrides: ``"KEY=VALUE"`` with a dotted key, e.g. ``"tiers.dram.capacity=1GiB"``.
+
+    Raises:
+        SettingsError: the file is missing or no TOML; a key is unknown; a value has a wrong type,
+            unit or range, or does not fit another. One line that names the file and the key.
+    """
+    document = _read(path)
+    assigned: dict[str, Any] = dict(parse_assignment(text) for text in overrides)
+    for key, value in assigned.items():
+        _assign(document, key, value)
+    return build_settings(document, str(path or "default settings"), frozenset(assigned))
+
+
+def build_settings(
+    document: Mapping[str, Any], file: str, assigned: frozenset[str] = frozenset()
+) -> Settings:
+    """Checked settings from a parsed TOML document.
+
+    Args:
+        document: its tables.
+        file: what refusals name as the source of a key,
+        assigned: but for these dotted keys, and those below them, which came by ``--set``.
+
+    Raises:
+        SettingsError: as in :func:`load_settings`.
+    """
+    root = _Place("", file, assigned)
+    settings = _build(Settings, document, root)
+    for problem in find_problems(settings):
+        raise root.at(problem.key).refusal(problem.sentence)
+    return settings
+
+
+def parse_assignment(text: str, flag: str = "--set") -> tuple[str, Any]:
+    """The key and the value of ``"KEY=VALUE"``.
+
+    A value that reads as a TOML number, boolean, quoted text or array is one; any other is text.
+
+    Args:
+        text: what was given.
+        flag: the option that it was given to, for the message.
+
+    Raises:
+        SettingsError: there is no ``=``, or no key before it.
+    """
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals or not all(key.split(".")):
+        raise SettingsError(f"{flag} {text}: write {flag} KEY=VALUE")
+    try:
+        document = tomllib.loads(f"value = {value}")
+    except (ValueError, RecursionError):
+        return key, value.strip()
+    # More than the one key: the text held a line of its own, so it was no single TOML value.
+    parsed = document["value"] if len(document) == 1 else None
+    return key, parsed if isinstance(parsed, bool | int | float | str | list) else value.strip()
+
+
+def _read(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return tomllib.loads(DEFAULT_TOML)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SettingsError(f"{path}: there is no such file; name an existing TOML file") from error
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(f"{path}: is no TOML: {error}") from error
+
+
+def _assign(document: dict[str, Any], key: str, value: object) -> None:
+    *tables, last = key.split(".")
+    table = document
+    for name in tables:
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise SettingsError(f"--set {key}: {name} is a value, it has no keys of its own")
+    table[last] = value
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Place:
+    """A dotted key and where its value comes from: what a refusal must name."""
+
+    key: str
+    file: str
+    assigned: frozenset[str]
+
+    def at(self, name: str) -> _Place:
+        return dataclasses.replace(self, key=f"{self.key}.{name}" if self.key else name)
+
+    def refusal(self, sentence: str) -> SettingsError:
+        by_hand = any(f"{self.key}.".startswith(f"{key}.") for key in self.assigned)
+        return SettingsError(f"{'--set' if by_hand else self.file}: {sentence}")
+
+    def wrong(self, value: object, wanted: str) -> SettingsError:
+        return self.refusal(f"{self.key} is {value!r}: it must be {wanted}")
+
+    def unknown(self, known: Collection[str]) -> SettingsError:
+        parent, _, name = self.key.rpartition(".")
+        near = difflib.get_close_matches(name, known, n=1)
+        nearest = f"{parent}.{near[0]}" if near and parent else "".join(near)
+        advice = f"did you mean {nearest}?" if near else f"known here: {', '.join(known)}"
+        return self.refusal(f"unknown key {self.key}; {advice}")
+
+
+def _build(kind: type[T], table: object, place: _Place, **given: object) -> T:
+    """An instance of the dataclass ``kind``; fields in ``given`` are no keys of the table."""
+    if not isinstance(table, dict):
+        raise place.wrong(table, "a table")
+    assert dataclasses.is_dataclass(kind)
+    fields = {_key(field.name): field for field in dataclasses.fields(kind)}
+    known = {key: field for key, field in fields.items() if field.name not in given}
+    hints = typing.get_type_hints(kind)
+    values = dict(given)
+    for key, value in table.items():
+        if key not in known:
+            raise place.at(key).unknown(known)
+        name = known[key].name
+        values[name] = _convert(hints[name], name, value, place.at(key))
+    for key, field in known.items():
+        if key not in table and _is_required(field):
+            raise place.refusal(f"{place.at(key).key} is missing: it has no default")
+    return typing.cast("T", kind(**values))
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing
+
+
+def _key(field_name: str) -> str:
+    return _KEYS.get(field_name, field_name.removesuffix("_bytes").removesuffix("_s"))
+
+
+def _convert(hint: Any, name: str, value: object, place: _Place) -> object:
+    """``value`` as the type and the unit of the field ``name``."""
+    if typing.get_origin(hint) is types.UnionType:
+        hint = next(option for option in typing.get_args(hint) if option is not types.NoneType)
+    if hint == tuple[TierSettings, ...]:
+        return _build_tiers(value, place)
+    if typing.get_origin(hint) is Literal:
+        return _choose(typing.get_args(hint), value, place)
+    if typing.get_origin(hint) is Mapping:
+        if not isinstance(value, dict):
+            raise place.wrong(value, "a table")
+        return types.MappingProxyType(value)
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast("type", hint), value, place)
+    parse = _parser_of(name)
+    return _scalar(hint, value, place) if parse is None else _quantity(parse, value, place)
+
+
+def _build_tiers(table: object, place: _Place) -> tuple[TierSettings, ...]:
+    """The tiers in their order, whatever the order of their tables."""
+    if not isinstance(table, dict):
+        raise place.wrong(table, "a table")
+    for name in table:
+        if name not in TIER_ORDER:
+            raise place.at(name).unknown(TIER_ORDER)
+    return tuple(
+        _build(TierSettings, table[name], place.at(name), name=name)
+        for name in TIER_ORDER
+        if name in table
+    )
+
+
+def _parser_of(field_name: str) -> Callable[[object, str], int | float] | None:
+    if field_name.endswith("_bytes"):
+        return parse_bytes
+    if field_name == "bytes_per_s":
+        return parse_rate
+    return parse_seconds if field_name.endswith("_s") else None
+
+
+def _quantity(
+    parse: Callable[[object, str], int | float], value: object, place: _Place
+) -> int | float:
+    try:
+        return parse(value, place.key)
+    except SettingsError as error:
+        raise place.refusal(str(error)) from error
+
+
+def _choose(options: Sequence[str], value: object, place: _Place) -> str:
+    for option in options:
+        if value == option:
+            return option
+    raise place.wrong(value, f"one of {', '.join(options)}")
+
+
+def _scalar(hint: type, value: object, place: _Place) -> object:
+    """A bool is no number here, though Python has it so; a whole number is a float as well."""
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if abs(value) <= sys.float_info.max:
+            return float(value)
+    elif hint is Path and isinstance(value, str) and value:
+        return Path(value).expanduser()
+    elif type(value) is hint:
+        return value
+    raise place.wrong(value, _SCALARS[hint])

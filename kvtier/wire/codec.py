@@ -1,0 +1,319 @@
+"""How messages become bodies of frames, and back.
+
+Batches travel as the struct of arrays that they are; decoding makes views of the body, and one
+Python object per key, never one per page or extent. Decoding checks what the encoding needs in
+order to be read at all; bounds of a store (:class:`kvtier.backend.Capability`) are checked by
+whoever serves the request.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtier.backend import Capability, ExtentBatch, ObjectStats, PutResult
+from kvtier.errors import ProtocolError
+from kvtier.pages import I64, U8, U32, U64, PageStatus
+from kvtier.wire.frames import Frame, Kind, encode_frame
+from kvtier.wire.messages import (
+    Delete,
+    DeleteReply,
+    ErrorCode,
+    Failure,
+    Hello,
+    Keys,
+    KeysReply,
+    Message,
+    Put,
+    PutReply,
+    Read,
+    ReadReply,
+    Stat,
+    StatReply,
+    Welcome,
+)
+
+KEY_BYTES_MAX: Final = 2048
+"""Longest key that can travel."""
+
+ITEMS_MAX: Final = 4096
+"""Most keys, extents or objects of one request: with the longest keys they fit a body."""
+
+_TEXT_BYTES_MAX: Final = 1024
+_STATUS_MAX: Final = max(PageStatus)
+_COUNT: Final = struct.Struct("<Q")
+_COUNTS: Final = struct.Struct("<II")
+_WELCOME: Final = struct.Struct("<QIIQQQQQ")
+_WRITABLE, _LISTABLE, _PERSISTENT, _SHARED = 1, 2, 4, 8
+
+
+def encode(message: Message, request: int, payload_bytes: int = 0) -> bytes:
+    """Header and body of the frame that carries ``message``; its payload is written after it."""
+    codec = _CODECS_BY_TYPE[type(message)]
+    return encode_frame(codec.kind, request, codec.encode(message), payload_bytes)
+
+
+def decode(frame: Frame) -> Message:
+    """The message in ``frame``. Its arrays are read-only views of the body.
+
+    Raises:
+        ProtocolError: the body is too short or too long, or contradicts itself.
+    """
+    codec = _CODECS_BY_KIND[frame.kind]
+    body = _Body(frame)
+    message = codec.decode(body)
+    body.check_end()
+    return message
+
+
+class _Body:
+    """Reads a body from front to back, never past its end."""
+
+    def __init__(self, frame: Frame) -> None:
+        self._name = frame.kind.name
+        self._body = frame.body
+        self._at = 0
+
+    def _take(self, size: int) -> int:
+        """Position of the next ``size`` bytes."""
+        at = self._at
+        if size > len(self._body) - at:
+            raise self.error(f"ends after {len(self._body)} bytes, {at + size} are needed")
+        self._at = at + size
+        return at
+
+    def error(self, what: str) -> ProtocolError:
+        return ProtocolError(f"the body of a {self._name} {what}")
+
+    def numbers(self, layout: struct.Struct) -> tuple[Any, ...]:
+        return layout.unpack_from(self._body, self._take(layout.size))
+
+    def array(self, dtype: str, count: int) -> NDArray[Any]:
+        kind = np.dtype(dtype)
+        at = self._take(count * kind.itemsize)
+        return np.frombuffer(self._body, kind, count, at)
+
+    def keys(self, count: int) -> tuple[bytes, ...]:
+        lengths = self.array("<u2", count)
+        if count and not 0 < int(lengths.min()) <= int(lengths.max()) <= KEY_BYTES_MAX:
+            raise self.error(f"has a key that is empty or longer than {KEY_BYTES_MAX} bytes")
+        ends = np.cumsum(lengths, dtype=np.int64)
+        first = self._take(int(ends[-1]) if count else 0)
+        body = self._body
+        stops = (ends + first).tolist()
+        return tuple(
+            bytes(body[start:stop]) for start, stop in zip([first, *stops], stops, strict=False)
+        )
+
+    def statuses(self, count: int) -> U8:
+        status: U8 = self.array("u1", count)
+        if count and int(status.max()) > _STATUS_MAX:
+            raise self.error(f"has a status of {int(status.max())}")
+        return status
+
+    def rest(self) -> bytes:
+        return bytes(self._body[self._take(len(self._body) - self._at) :])
+
+    def check_end(self) -> None:
+        if self._at != len(self._body):
+            raise self.error(f"has {len(self._body)} bytes, {self._at} are needed")
+
+
+def _pack_keys(keys: Sequence[bytes]) -> bytes:
+    lengths = np.fromiter(map(len, keys), "<u2", len(keys))
+    return lengths.tobytes() + b"".join(keys)
+
+
+def _encode_welcome(message: Welcome) -> bytes:
+    can = message.capability
+    flags = (
+        _WRITABLE * can.writable
+        | _LISTABLE * can.listable
+        | _PERSISTENT * can.persistent
+        | _SHARED * can.shared
+    )
+    return _WELCOME.pack(
+        message.payload_bytes_max,
+        can.api_version,
+        flags,
+        message.page_bytes,
+        can.key_bytes_max,
+        can.object_pages_max,
+        can.extent_pages_max,
+        can.batch_extents_max,
+    )
+
+
+def _decode_welcome(body: _Body) -> Welcome:
+    payload_bytes_max, version, flags, page_bytes, key_bytes, object_, extent, batch = body.numbers(
+        _WELCOME
+    )
+    capability = Capability(
+        api_version=version,
+        writable=bool(flags & _WRITABLE),
+        listable=bool(flags & _LISTABLE),
+        persistent=bool(flags & _PERSISTENT),
+        shared=bool(flags & _SHARED),
+        key_bytes_max=key_bytes,
+        object_pages_max=object_,
+        extent_pages_max=extent,
+        batch_extents_max=batch,
+    )
+    return Welcome(page_bytes, payload_bytes_max, capability)
+
+
+def _encode_some_keys(message: Stat | Delete) -> bytes:
+    return _COUNT.pack(len(message.keys)) + _pack_keys(message.keys)
+
+
+def _decode_some_keys(body: _Body) -> tuple[bytes, ...]:
+    return body.keys(body.numbers(_COUNT)[0])
+
+
+def _encode_stats(message: StatReply) -> bytes:
+    stats = message.stats
+    return b"".join(
+        (
+            _COUNT.pack(len(stats.pages)),
+            stats.pages.astype("<i8", copy=False).tobytes(),
+            stats.versions.astype("<u8", copy=False).tobytes(),
+        )
+    )
+
+
+def _decode_stats(body: _Body) -> StatReply:
+    (count,) = body.numbers(_COUNT)
+    pages: I64 = body.array("<i8", count)
+    versions: U64 = body.array("<u8", count)
+    return StatReply(ObjectStats(pages, versions))
+
+
+def _encode_read(message: Read) -> bytes:
+    batch = message.batch
+    return b"".join(
+        (
+            _COUNTS.pack(len(batch.keys), len(batch)),
+            batch.versions.astype("<u8", copy=False).tobytes(),
+            batch.key_index.astype("<u4", copy=False).tobytes(),
+            batch.first_page.astype("<u4", copy=False).tobytes(),
+            batch.page_count.astype("<u4", copy=False).tobytes(),
+            _pack_keys(batch.keys),
+        )
+    )
+
+
+def _decode_read(body: _Body) -> Read:
+    """Rows are given in the order of the extents, as the payload of the reply has them."""
+    key_count, count = body.numbers(_COUNTS)
+    versions: U64 = body.array("<u8", key_count)
+    key_index: U32 = body.array("<u4", count)
+    first_page: U32 = body.array("<u4", count)
+    page_count: U32 = body.array("<u4", count)
+    keys = body.keys(key_count)
+    if count and int(key_index.max()) >= key_count:
+        raise body.error(f"names key {int(key_index.max())} of {key_count}")
+    ends = np.cumsum(page_count, dtype=np.int64)
+    if count and int(ends[-1]) >= 1 << 32:
+        raise body.error(f"asks for {int(ends[-1])} pages")
+    rows = (ends - page_count).astype(np.uint32)
+    return Read(ExtentBatch(keys, versions, key_index, first_page, page_count, rows))
+
+
+def _encode_put(message: Put) -> bytes:
+    return b"".join(
+        (
+            _COUNT.pack(len(message.keys)),
+            message.page_counts.astype("<u4", copy=False).tobytes(),
+            _pack_keys(message.keys),
+        )
+    )
+
+
+def _decode_put(body: _Body) -> Put:
+    (count,) = body.numbers(_COUNT)
+    page_counts: U32 = body.array("<u4", count)
+    return Put(body.keys(count), page_counts)
+
+
+def _encode_put_reply(message: PutReply) -> bytes:
+    result = message.result
+    return b"".join(
+        (
+            _COUNT.pack(len(result.status)),
+            result.versions.astype("<u8", copy=False).tobytes(),
+            result.status.tobytes(),
+        )
+    )
+
+
+def _decode_put_reply(body: _Body) -> PutReply:
+    (count,) = body.numbers(_COUNT)
+    versions: U64 = body.array("<u8", count)
+    return PutReply(PutResult(body.statuses(count), versions))
+
+
+def _encode_statuses(message: ReadReply | DeleteReply) -> bytes:
+    return _COUNT.pack(len(message.status)) + message.status.tobytes()
+
+
+def _decode_statuses(body: _Body) -> U8:
+    return body.statuses(body.numbers(_COUNT)[0])
+
+
+def _encode_listing(message: KeysReply) -> bytes:
+    return _COUNT.pack(message.cursor) + _COUNT.pack(len(message.keys)) + _pack_keys(message.keys)
+
+
+def _decode_listing(body: _Body) -> KeysReply:
+    (cursor,) = body.numbers(_COUNT)
+    return KeysReply(cursor, _decode_some_keys(body))
+
+
+def _encode_failure(message: Failure) -> bytes:
+    text = " ".join(message.text.split()).encode("utf-8", "replace")
+    return _COUNT.pack(message.code) + text[:_TEXT_BYTES_MAX]
+
+
+def _decode_failure(body: _Body) -> Failure:
+    (number,) = body.numbers(_COUNT)
+    text = body.rest().decode("utf-8", "replace")
+    try:
+        return Failure(ErrorCode(number), text)
+    except ValueError:
+        raise body.error(f"has the unknown code {number}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Codec:
+    kind: Kind
+    encode: Callable[[Any], bytes]
+    decode: Callable[[_Body], Message]
+
+
+_CODECS_BY_TYPE: Final[dict[type, _Codec]] = {
+    Hello: _Codec(Kind.HELLO, lambda m: m.token, lambda body: Hello(body.rest())),
+    Welcome: _Codec(Kind.WELCOME, _encode_welcome, _decode_welcome),
+    Stat: _Codec(Kind.STAT, _encode_some_keys, lambda body: Stat(_decode_some_keys(body))),
+    StatReply: _Codec(Kind.STAT_REPLY, _encode_stats, _decode_stats),
+    Read: _Codec(Kind.READ, _encode_read, _decode_read),
+    ReadReply: _Codec(
+        Kind.READ_REPLY, _encode_statuses, lambda body: ReadReply(_decode_statuses(body))
+    ),
+    Put: _Codec(Kind.PUT, _encode_put, _decode_put),
+    PutReply: _Codec(Kind.PUT_REPLY, _encode_put_reply, _decode_put_reply),
+    Delete: _Codec(Kind.DELETE, _encode_some_keys, lambda body: Delete(_decode_some_keys(body))),
+    DeleteReply: _Codec(
+        Kind.DELETE_REPLY, _encode_statuses, lambda body: DeleteReply(_decode_statuses(body))
+    ),
+    Keys: _Codec(
+        Kind.KEYS, lambda m: _COUNT.pack(m.cursor), lambda body: Keys(body.numbers(_COUNT)[0])
+    ),
+    KeysReply: _Codec(Kind.KEYS_REPLY, _encode_listing, _decode_listing),
+    Failure: _Codec(Kind.ERROR, _encode_failure, _decode_failure),
+}
+_CODECS_BY_KIND: Final = {codec.kind: codec for codec in _CODECS_BY_TYPE.values()}
