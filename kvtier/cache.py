@@ -303,8 +303,14 @@ class TieredCache:
         return status
 
     async def lease(self, page_ids: U64) -> Lease:
-        """Bring pages into the first tier and keep them there, to be used in place."""
+        """Bring pages into the first tier and keep them there, to be used in place.
+
+        Raises:
+            LimitError: too many pages, or the first level is no tier in memory.
+        """
         page_ids = _checked_ids(page_ids)
+        if not self._settings.tiers or self._settings.tiers[0].name == "nvme":
+            raise LimitError("a lease needs a first tier in memory (hbm or dram)")
         if len(page_ids) > self._batch_pages_max:
             raise LimitError(
                 f"a lease of {len(page_ids)} pages: at most batch_pages_max = "

@@ -23,9 +23,9 @@ _PRIME_3: Final = np.uint64(0x1656_67B1_9E37_79F9)
 _PRIME_4: Final = np.uint64(0x85EB_CA77_C2B2_AE63)
 _PRIME_SUM: Final = np.uint64((int(_PRIME_1) + int(_PRIME_2)) % (1 << 64))
 _WORD_BITS: Final = np.uint64(64)
-_29: Final = np.uint64(29)
-_32: Final = np.uint64(32)
-_33: Final = np.uint64(33)
+_BITS_29: Final = np.uint64(29)
+_BITS_32: Final = np.uint64(32)
+_BITS_33: Final = np.uint64(33)
 
 
 def xxh64_rows(rows: U8, row_index: I64 | None, seeds: U64) -> U64:
@@ -72,9 +72,9 @@ def _merge(total: np.uint64, lane: np.uint64) -> np.uint64:
 
 @jit_inline
 def _avalanche(total: np.uint64) -> np.uint64:
-    total = (total ^ (total >> _33)) * _PRIME_2
-    total = (total ^ (total >> _29)) * _PRIME_3
-    return total ^ (total >> _32)
+    total = (total ^ (total >> _BITS_33)) * _PRIME_2
+    total = (total ^ (total >> _BITS_29)) * _PRIME_3
+    return total ^ (total >> _BITS_32)
 
 
 @jit

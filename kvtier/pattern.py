@@ -22,9 +22,9 @@ WORD_BYTES: Final = 8
 _GOLDEN: Final = np.uint64(0x9E37_79B9_7F4A_7C15)
 _FACTOR_1: Final = np.uint64(0xBF58_476D_1CE4_E5B9)
 _FACTOR_2: Final = np.uint64(0x94D0_49BB_1331_11EB)
-_30: Final = np.uint64(30)
-_27: Final = np.uint64(27)
-_31: Final = np.uint64(31)
+_BITS_30: Final = np.uint64(30)
+_BITS_27: Final = np.uint64(27)
+_BITS_31: Final = np.uint64(31)
 
 
 def key_fingerprint(key: bytes) -> int:
@@ -97,9 +97,9 @@ def _page_starts(fingerprints: U64, pages: U32 | U64) -> U64:
 
 @jit_inline
 def _mix(state: np.uint64) -> np.uint64:
-    state = (state ^ (state >> _30)) * _FACTOR_1
-    state = (state ^ (state >> _27)) * _FACTOR_2
-    return state ^ (state >> _31)
+    state = (state ^ (state >> _BITS_30)) * _FACTOR_1
+    state = (state ^ (state >> _BITS_27)) * _FACTOR_2
+    return state ^ (state >> _BITS_31)
 
 
 @jit

@@ -57,8 +57,8 @@ def copy_rows(target: U8, target_rows: I64 | None, source: U8, source_rows: I64 
         ValueError: a shape, a dtype or a row number does not fit; nothing was copied then.
     """
     count = _row_count(target_rows, source_rows, len(source))
-    to = select_rows(target, target_rows, "target", count)
     origin = select_rows(source, source_rows, "source", count)
+    to = select_rows(target, target_rows, "target", count)
     row_bytes = source.shape[1]
     if target.shape[1] != row_bytes:
         raise ValueError(

@@ -126,6 +126,7 @@ class Flight:
             source=self.source,
             slots=self.slots[pages] if len(self.slots) else NO_ROWS,
             rows=self.rows[pages] if len(self.rows) else NO_ROWS,
+            buffer=self.buffer,
             doomed=None if self.doomed is None else self.doomed[pages],
         )
 
@@ -167,5 +168,6 @@ def group(labels: I64) -> Iterator[tuple[int, I64]]:
     order = np.argsort(labels, kind="stable")
     sorted_labels = labels[order]
     starts = np.flatnonzero(np.diff(sorted_labels, prepend=sorted_labels[:1] - 1))
-    for start, end in zip(starts, [*starts[1:], len(labels)], strict=True):
+    ends = np.append(starts[1:], len(labels))[: len(starts)]
+    for start, end in zip(starts, ends, strict=True):
         yield int(sorted_labels[start]), order[start:end]

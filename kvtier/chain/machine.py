@@ -123,9 +123,7 @@ class Chain:
             return read, self._complete_read(read)
         if self._tiers:
             return read, [self._lookup(0, read, page_ids)]
-        _, first, inverse = np.unique(page_ids, return_index=True, return_inverse=True)
-        leaders = first[inverse].astype(np.int64)
-        return read, self._miss(read, np.arange(len(page_ids)), leaders, None)
+        return read, self._miss(read, np.arange(len(page_ids)), _fold(page_ids), None)
 
     def write(self, page_ids: U64, objects: int) -> tuple[Write, list[Action]]:
         """Start filling the tiers with new pages (u64[n], distinct) of whole objects."""
@@ -172,6 +170,8 @@ class Chain:
         counters.evictions += len(result.evicted)
         counters.bypasses += result.bypasses
         match action.ticket:
+            case Read() as read if result.leaders is None and self._tiers[0].in_memory:
+                return self._first_hits(read, result.slots, None)
             case Read() as read:
                 return self._first_lookup(read, result)
             case Flight() as flight:
@@ -223,12 +223,16 @@ class Chain:
         return Lookup(level, ticket, page_ids, self._epoch, oldest, admit)
 
     def _first_lookup(self, read: Read, result: LookupResult) -> list[Action]:
-        if result.leaders is None:
-            return self._first_hits(read, result.slots, None)
         hit = result.states == PageState.VALID
+        reserved = np.where(result.states == PageState.EMPTY, result.slots, -1)
+        if not self._tiers[0].in_memory:
+            # Hits need a device read too, so they are folded and joined like misses.
+            rows = np.arange(len(hit))
+            found = np.where(hit, result.slots, -1)
+            return self._miss(read, rows, _fold(read.page_ids), reserved, found)
         rows = np.flatnonzero(hit)
         actions = self._first_hits(read, result.slots[rows], rows) if len(rows) else []
-        reserved = np.where(result.states == PageState.EMPTY, result.slots, -1)
+        assert result.leaders is not None
         return actions + self._miss(read, np.flatnonzero(~hit), result.leaders, reserved)
 
     def _first_hits(self, read: Read, slots: I64, rows: I64 | None) -> list[Action]:
@@ -239,10 +243,19 @@ class Chain:
             return [Copy(0, read, None, slots, rows)]
         return self._resolve(read, rows, PageStatus.OK)
 
-    def _miss(self, read: Read, rows: I64, leaders: I64, reserved: I64 | None) -> list[Action]:
-        """Fold the missed rows; join pages on their way, let the others take flight.
+    def _miss(
+        self,
+        read: Read,
+        rows: I64,
+        leaders: I64,
+        reserved: I64 | None,
+        found: I64 | None = None,
+    ) -> list[Action]:
+        """Fold rows that need a fetch; join pages on their way, let the others take flight.
 
-        ``reserved`` (i64[n]) are the slots that the first tier gave, -1 where none.
+        ``reserved`` (i64[n]) are the slots that the first tier gave, None without one; ``found``
+        are the slots where a first tier that is a device has pages already. Both are -1 where
+        there is none.
         """
         unique = leaders[rows] == rows
         first_rows = rows[unique]
@@ -266,13 +279,15 @@ class Chain:
             fresh = ~flying
             place = np.cumsum(fresh) - 1
             chosen = np.flatnonzero(fresh[page_of])
-            flight = self._take_off(
-                read.epoch,
-                page_ids[fresh],
-                [] if reserved is None else [reserved[fresh]],
-                Waiter(read, rows[chosen], place[page_of[chosen]], unique[chosen], joined=False),
+            waiter = Waiter(
+                read, rows[chosen], place[page_of[chosen]], unique[chosen], joined=False
             )
-            actions += self._seek(flight, 0 if reserved is None else 1)
+            flight = self._take_off(read.epoch, page_ids[fresh], waiter)
+            if reserved is None:
+                return actions + self._seek(flight, 0)
+            slots = reserved if found is None else found[first_rows]
+            hit = np.zeros(len(slots), np.bool_) if found is None else slots >= 0
+            actions += self._route(0, flight, hit[fresh], slots[fresh], reserved[fresh])
         return actions
 
     def _join(
@@ -304,6 +319,12 @@ class Chain:
         flight.owner.lookups[level] += len(flight)
         hit = result.states == PageState.VALID
         reserved = np.where(result.states == PageState.EMPTY, result.slots, -1)
+        return self._route(level, flight, hit, result.slots, reserved)
+
+    def _route(
+        self, level: int, flight: Flight, hit: Bool, slots: I64, reserved: I64
+    ) -> list[Action]:
+        """Send the pages that hit at ``level`` for their bytes, and the others further down."""
         found, rest = self._divide(flight, [np.flatnonzero(hit), np.flatnonzero(~hit)])
         actions: list[Action] = []
         if rest is not None:
@@ -311,7 +332,7 @@ class Chain:
             actions += self._seek(rest, level + 1)
         if found is not None:
             found.source = level
-            found.slots = result.slots[hit]
+            found.slots = slots[hit]
             if self._tiers[level].in_memory:
                 actions += self._deliver(found)
             else:
@@ -416,8 +437,8 @@ class Chain:
 
     # -- flights ------------------------------------------------------------------------------
 
-    def _take_off(self, epoch: int, page_ids: U64, fills: list[I64], waiter: Waiter) -> Flight:
-        flight = Flight(self._next_number(), epoch, page_ids, fills, [waiter])
+    def _take_off(self, epoch: int, page_ids: U64, waiter: Waiter) -> Flight:
+        flight = Flight(self._next_number(), epoch, page_ids, [], [waiter])
         self._inflight.assign(page_ids, flight.number, np.arange(len(page_ids)))
         self._flights[flight.number] = flight
         self._holders[epoch] += 1
@@ -510,3 +531,9 @@ class Chain:
 
 def _if_any(action: type[Publish] | type[Abort], level: int, slots: I64) -> list[Action]:
     return [action(level, slots)] if len(slots) else []
+
+
+def _fold(page_ids: U64) -> I64:
+    """For each row, the first row that asks for the same page (i64[n])."""
+    _, first, inverse = np.unique(page_ids, return_index=True, return_inverse=True)
+    return first[inverse].astype(np.int64)

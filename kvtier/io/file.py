@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from kvtier.errors import DeviceError
+from kvtier.units import format_bytes
 
 _REMEDIES: Final = {
     errno.ENOENT: "make its directory first",
@@ -129,8 +130,8 @@ def _reserve(fd: int, path: Path, size_bytes: int) -> None:
     free_bytes = disk.f_bavail * disk.f_frsize
     if size_bytes > free_bytes:
         raise DeviceError(
-            f"cannot create {path}: it needs {size_bytes} bytes and its disk has {free_bytes} "
-            "free; free disk space, or ask for less"
+            f"cannot create {path}: it needs {format_bytes(size_bytes)} and its disk has "
+            f"{format_bytes(free_bytes)} free; free disk space, or ask for less"
         )
     try:
         if size_bytes:

@@ -21,6 +21,8 @@ def print_mapping(title: str, values: Mapping[str, Any], console: Console) -> No
     console.print(Text(title, "bold"))
     parts = {name: value for name, value in values.items() if _is_part(value)}
     plain = Table.grid(padding=(0, 2))
+    plain.add_column()
+    plain.add_column(overflow="fold")
     for name, value in values.items():
         if name not in parts:
             plain.add_row(Text(_label(name)), Text(_text(value)))
@@ -64,4 +66,4 @@ def _text(value: object) -> str:
         return ", ".join(map(_text, value)) or NOTHING
     if isinstance(value, Mapping):
         return ", ".join(f"{_label(str(name))} {_text(item)}" for name, item in value.items())
-    return str(value)
+    return str(value) or NOTHING

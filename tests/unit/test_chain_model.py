@@ -12,15 +12,18 @@ from kvtier.chain import Read
 from kvtier.pages import PageState, PageStatus
 
 PAGES = st.integers(0, 40)
-ORIGIN = 3
 
 
 class ChainMachine(RuleBasedStateMachine):
     """Reads, prefetches, leases, writes and invalidations, with device reads that end anyhow."""
 
+    tiers: tuple[str, ...] = ("hbm", "dram", "nvme")
+    origin = True
+
     def __init__(self) -> None:
         super().__init__()
-        self.harness = Harness(make_chain(batch_pages=4, buffers=3))
+        chain = make_chain(self.tiers, origin=self.origin, batch_pages=4, buffers=3)
+        self.harness = Harness(chain)
         self.harness.manual_fills = True
         self.reads: list[Read] = []
         self.leases: list[Read] = []
@@ -56,7 +59,7 @@ class ChainMachine(RuleBasedStateMachine):
         if self.harness.fetches:
             fetch = data.draw(st.sampled_from(self.harness.fetches))
             outcomes = [PageStatus.OK, PageStatus.FAILED]
-            if fetch.level == ORIGIN:
+            if fetch.level == len(self.tiers):
                 outcomes.append(PageStatus.ABSENT)
             size = len(fetch.flight)
             status = data.draw(
@@ -122,5 +125,27 @@ class ChainMachine(RuleBasedStateMachine):
             assert not (index.snapshot().states == PageState.PENDING).any()
 
 
+class WithoutOrigin(ChainMachine):
+    origin = False
+
+
+class DeviceFirst(ChainMachine):
+    tiers = ("nvme",)
+
+
+class MemoryOnly(ChainMachine):
+    tiers = ("dram",)
+
+
+class OriginOnly(ChainMachine):
+    tiers = ()
+
+
 TestChain = ChainMachine.TestCase
-TestChain.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestWithoutOrigin = WithoutOrigin.TestCase
+TestDeviceFirst = DeviceFirst.TestCase
+TestMemoryOnly = MemoryOnly.TestCase
+TestOriginOnly = OriginOnly.TestCase
+for case in (TestChain, TestWithoutOrigin, TestDeviceFirst, TestMemoryOnly, TestOriginOnly):
+    case.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+del case  # pytest would collect it once more

@@ -9,15 +9,16 @@ down which pages it reads:
 
 - On storage, a page of 4 KiB per node: its vector (768 x f32) and its neighbour lists of all
   levels. Node ``i`` is page ``i``, in the order of the text.
-- In memory, every vector coded in 8 bits per dimension: enough to choose the next nodes, so a node's
-  page is read only when the node is expanded.
+- In memory, every vector coded in 8 bits per dimension: enough to choose the next nodes, so a
+  page is read only when its node is expanded.
 - Upper levels: greedy descent, one page per step. Level 0: beam search; each hop reads the pages
   of the closest unexpanded nodes together, and their neighbours decide the next hop.
 - A search keeps the pages it has read until it ends, and ranks its answer by their full vectors.
 
 The graph's own distances are the coded ones too, so faiss's search of the same index with the same
-``efSearch`` must find the same nodes. With a beam of one this walk takes faiss's very steps, and a
-beam expands a few nodes more. Both are checked before anything is written.
+``efSearch`` must find the same nodes. With a beam of one this walk takes faiss's very steps; a wider
+beam expands a few nodes that faiss does not, and so may find closer ones. Both walks are compared
+with faiss before anything is written.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def check_layout(graph: Graph) -> None:
     lists = 4 + 4 * 2 * NEIGHBOURS + graph.top_level * (4 + 4 * NEIGHBOURS)
     record_bytes = 4 * DIMENSIONS + lists
     if record_bytes > PAGE_BYTES:
-        raise SystemExit(f"a record of {record_bytes} bytes does not fit a page; lower --nodes")
+        raise SystemExit(f"a record of {record_bytes} bytes does not fit a page; lower NEIGHBOURS")
 
 
 def search(graph: Graph, coded: F32, full: F32, query: F32, effort: int, beam: int) -> Walk:
@@ -187,38 +188,51 @@ def page_requests(walks: list[Walk]) -> Iterator[PageRequest]:
 
 def describe(walks: list[Walk], corpus: Corpus, checks: str, options: argparse.Namespace) -> str:
     """What the trace is, in words and numbers."""
-    reads = [sum(map(len, walk.hops)) for walk in walks]
     hops = [len(walk.hops) for walk in walks]
-    touched = len({node for walk in walks for nodes in walk.hops for node in nodes.tolist()})
+    pages = np.concatenate([nodes for walk in walks for nodes in walk.hops])
     return (
         f"traces/recorders/hnsw.py: {len(walks)} searches in an HNSW graph (M {NEIGHBOURS}, "
-        f"efConstruction {BUILD_EFFORT}) of {len(corpus.indexed)} nodes, efSearch {options.effort}, "
-        f"beam {options.beam}, seed {options.seed}; one node per {PAGE_BYTES}-byte page. "
-        f"{sum(reads)} page reads, {np.mean(reads):.1f} per search in {np.mean(hops):.1f} dependent "
-        f"hops, {touched} distinct pages. {checks}. "
-        f"Python {platform.python_version()}, faiss {faiss.__version__}, NumPy {np.__version__}"
+        f"efConstruction {BUILD_EFFORT}) of {len(corpus.indexed)} nodes, "
+        f"efSearch {options.effort}, beam {options.beam}, seed {options.seed}; "
+        f"one node per {PAGE_BYTES}-byte page. {len(pages)} page reads, "
+        f"{len(pages) / len(walks):.1f} per search in {np.mean(hops):.1f} dependent hops, "
+        f"{len(np.unique(pages))} distinct pages. {checks}. Python {platform.python_version()}, "
+        f"faiss {faiss.__version__}, NumPy {np.__version__}"
     )
 
 
 def check_walks(
-    index: Any, vectors: F32, queries: F32, single: list[Walk], walks: list[Walk], effort: int
+    index: Any, coded: F32, full: F32, queries: F32, single: list[Walk], walks: list[Walk]
 ) -> str:
-    """Compare with faiss's own search and with the truth; exits if faiss finds other nodes."""
-    index.hnsw.efSearch = effort
+    """Compare with faiss's own search and with the truth; exits where the walk is not faiss's."""
     theirs = index.search(queries, RESULTS)[1]
-    exact = faiss.IndexFlatL2(vectors.shape[1])
-    exact.add(vectors)
+    exact = faiss.IndexFlatL2(full.shape[1])
+    exact.add(full)
     truth = exact.search(queries, RESULTS)[1]
+    found = [walk.found for walk in walks]
     same_steps = overlap([walk.found for walk in single], theirs)
-    agreement = overlap([walk.found for walk in walks], theirs)
+    agreement = overlap(found, theirs)
+    as_close = share_as_close(coded, queries, found, theirs)
     text = (
-        f"Agreement with faiss's results: {same_steps:.2%} with beam 1, {agreement:.2%} as recorded. "
-        f"Recall@{RESULTS}: {overlap([walk.ranked for walk in walks], truth):.3f}, "
-        f"faiss {overlap(list(theirs), truth):.3f}"
+        f"Of faiss's results, {same_steps:.2%} are found with beam 1 and {agreement:.2%} as "
+        f"recorded, where {as_close:.2%} are as close as faiss's or closer. Recall@{RESULTS} is "
+        f"{overlap([walk.ranked for walk in walks], truth):.3f}, "
+        f"faiss's {overlap(list(theirs), truth):.3f}"
     )
-    if same_steps < 0.999 or agreement < 0.99:
-        raise SystemExit(f"not recorded, the walk is not faiss's. {text}")
+    if same_steps < 0.999 or agreement < 0.99 or as_close < 0.999:
+        raise SystemExit(f"not recorded, the walk is not faiss's: {text}")
     return text
+
+
+def share_as_close(
+    coded: F32, queries: F32, found: Sequence[I64], theirs: NDArray[np.integer]
+) -> float:
+    """The share of ranks whose node is no farther from the query than faiss's node there."""
+    shares = [
+        (_distances(coded, ours, query) <= _distances(coded, other, query) * (1 + 1e-6)).mean()
+        for query, ours, other in zip(queries, found, theirs, strict=True)
+    ]
+    return float(np.mean(shares))
 
 
 def parse_options() -> argparse.Namespace:
@@ -227,7 +241,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--queries", type=int, default=1500, help="searches to record")
     parser.add_argument("--effort", type=int, default=64, help="faiss's efSearch")
     parser.add_argument("--beam", type=int, default=4, help="pages read together in a hop")
-    parser.add_argument("--seed", type=int, default=1, help="chooses the files that are queries")
+    parser.add_argument("--seed", type=int, default=2, help="chooses the files that are queries")
     return parser.parse_args()
 
 
@@ -238,6 +252,7 @@ def main() -> None:
     vectors, queries = embed(corpus.indexed, DIMENSIONS), embed(corpus.queries, DIMENSIONS)
     print("building the graph, which takes about a minute")
     index = build_index(vectors)
+    index.hnsw.efSearch = options.effort
     graph = graph_of(index)
     check_layout(graph)
     coded = faiss.downcast_index(index.storage).reconstruct_n(0, len(vectors))
@@ -246,7 +261,7 @@ def main() -> None:
     walks = [
         search(graph, coded, vectors, query, options.effort, options.beam) for query in queries
     ]
-    checks = check_walks(index, vectors, queries, single, walks, options.effort)
+    checks = check_walks(index, coded, vectors, queries, single, walks)
     metadata = TraceMetadata(
         kind="page_io",
         page_bytes=PAGE_BYTES,

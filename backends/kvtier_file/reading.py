@@ -1,0 +1,67 @@
+"""Extents out of files, straight into the rows of the caller."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import groupby
+
+from kvtier.backend import ExtentBatch
+from kvtier.pages import U8, PageStatus
+from kvtier_file.objects import ObjectFiles
+
+
+class ExtentReader:
+    """Reads one batch; several threads may read different extents of it.
+
+    Args:
+        files: where the objects are.
+        batch: the extents.
+        out: u8[rows, page_bytes].
+        status: u8[len(batch)], filled in.
+    """
+
+    def __init__(self, files: ObjectFiles, batch: ExtentBatch, out: U8, status: U8) -> None:
+        page_bytes = out.shape[1]
+        self._files = files
+        self._keys = batch.keys
+        self._versions = batch.versions.tolist()
+        self._key_index = batch.key_index.tolist()
+        self._first_bytes = [page * page_bytes for page in batch.first_page.tolist()]
+        self._starts = [row * page_bytes for row in batch.row.tolist()]
+        self._lengths = [count * page_bytes for count in batch.page_count.tolist()]
+        self._out = out.reshape(-1).data
+        self._status = status
+
+    def read(self, extents: Iterator[int]) -> None:
+        """Read extents by their numbers; a file is opened once per run of the same key."""
+        for key, of_key in groupby(extents, self._key_index.__getitem__):
+            try:
+                fd = self._files.open(self._keys[key], self._versions[key])
+            except OSError:
+                self._status[list(of_key)] = PageStatus.FAILED
+                continue
+            if fd is None:
+                self._status[list(of_key)] = PageStatus.ABSENT
+                continue
+            try:
+                for extent in of_key:
+                    self._status[extent] = self._read_extent(fd, extent)
+            finally:
+                os.close(fd)
+
+    def _read_extent(self, fd: int, extent: int) -> PageStatus:
+        """FAILED on an error, or where the file ends before the extent does."""
+        start = self._starts[extent]
+        rows = self._out[start : start + self._lengths[extent]]
+        at_bytes = self._first_bytes[extent]
+        while rows:
+            try:
+                count = os.preadv(fd, [rows], at_bytes)
+            except OSError:
+                return PageStatus.FAILED
+            if count == 0:
+                return PageStatus.FAILED
+            rows = rows[count:]
+            at_bytes += count
+        return PageStatus.OK

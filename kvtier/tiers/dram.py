@@ -1,0 +1,13 @@
+"""The tier in host memory."""
+
+from __future__ import annotations
+
+from kvtier.index import create_index
+from kvtier.settings import TierSettings
+from kvtier.tiers.memory import HostTier
+
+
+def open_dram(settings: TierSettings, slots: int, page_bytes: int, seed: int) -> HostTier:
+    """Arguments and errors as in :func:`kvtier.tiers.open_tier`; ``slots`` is in whole sets."""
+    index = create_index(slots, settings.ways, seed)
+    return HostTier("dram", "numba", index, slots, page_bytes)
