@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from kvtier import Settings, TieredCache, open_cache
+from kvtier.driver import AsyncDriver
 from kvtier.environment import describe_environment
 from kvtier.pages import I64, U8, U64
 from kvtier.replay.payload import pattern_pages
@@ -38,11 +39,11 @@ async def measure(pages: int, batch: int, rounds: int, seed: int) -> dict[str, A
     tier = TierSettings("hbm", capacity_bytes=2 * pages * PAGE_BYTES)
     async with open_cache(Settings(tiers=(tier,), device="cpu")) as cache:
         page_ids = await fill(cache, pages)
-        arena: U8 = cache.driver.tiers[0].arena  # type: ignore[attr-defined]
+        arena: U8 = cache.driver.tiers[0].arena
         out = np.zeros((batch, PAGE_BYTES), np.uint8)
         rng = np.random.default_rng(seed)
         batches = [page_ids[rng.integers(0, pages, batch)] for _ in range(16)]
-        slots = [cache.driver.indexes[0].peek(ids) for ids in batches]  # type: ignore[attr-defined]
+        slots = [cache.driver.indexes[0].peek(ids) for ids in batches]
         for ids, where in zip(batches, slots, strict=True):
             await verify(cache, arena, ids, where, out)
 
@@ -67,7 +68,7 @@ async def measure(pages: int, batch: int, rounds: int, seed: int) -> dict[str, A
     }
 
 
-async def fill(cache: TieredCache, pages: int) -> U64:
+async def fill(cache: TieredCache[AsyncDriver], pages: int) -> U64:
     """Write objects until the tier holds ``pages`` pages; returns the ids of resident ones."""
     keys = [b"object-%d" % number for number in range(pages // OBJECT_PAGES)]
     for key in keys:
@@ -78,7 +79,7 @@ async def fill(cache: TieredCache, pages: int) -> U64:
     return np.resize(resident, pages)
 
 
-async def verify(cache: TieredCache, arena: U8, ids: U64, slots: I64, out: U8) -> None:
+async def verify(cache: TieredCache[AsyncDriver], arena: U8, ids: U64, slots: I64, out: U8) -> None:
     result = await cache.read(ids, out)
     if not result.ok or not np.array_equal(out, arena[slots]):
         raise SystemExit("bench/hits.py: the cache delivered a wrong page")

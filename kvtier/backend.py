@@ -257,10 +257,11 @@ def check_objects(batch: ObjectBatch, page_bytes: int, capability: Capability) -
             f"objects of {int(pages.min())} to {int(pages.max())} pages: "
             f"1 to {capability.object_pages_max} are possible"
         )
-    if batch.payload.shape != (int(pages.sum()), page_bytes):
+    payload = batch.payload
+    if payload.dtype != np.uint8 or payload.shape != (int(pages.sum()), page_bytes):
         raise LimitError(
-            f"the payload is u8{list(batch.payload.shape)}: "
-            f"u8[{int(pages.sum())}, {page_bytes}] is needed"
+            f"the payload is {payload.dtype}{list(payload.shape)}: "
+            f"a u8[{int(pages.sum())}, {page_bytes}] is needed"
         )
 
 

@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -57,6 +57,9 @@ class Driver(Protocol):
     async def drain(self) -> None: ...
 
     async def close(self) -> None: ...
+
+
+DriverT = TypeVar("DriverT", bound=Driver)
 
 
 class Catalogue(Protocol):
@@ -138,7 +141,7 @@ class Lease:
         )
 
 
-class TieredCache:
+class TieredCache(Generic[DriverT]):
     """A multilevel read-through cache of named objects; all calls are batched.
 
     Use :func:`kvtier.open_cache`. Calls may run concurrently on one event loop.
@@ -152,7 +155,7 @@ class TieredCache:
 
     def __init__(
         self,
-        driver: Driver,
+        driver: DriverT,
         directory: ObjectDirectory,
         origin: Catalogue | None,
         settings: Settings,
@@ -164,8 +167,8 @@ class TieredCache:
         self._batch_pages_max = settings.chain.batch_pages_max
 
     @property
-    def driver(self) -> Driver:
-        """For counters and measurements."""
+    def driver(self) -> DriverT:
+        """For counters, measurements and tiers."""
         return self._driver
 
     @property

@@ -19,10 +19,10 @@ R = TypeVar("R")
 def jit(function: Callable[P, R]) -> Callable[P, R]:
     """Compile ``function`` at its first call, without the GIL; cached on disk."""
     compiled = numba.njit(nogil=True, cache=True, boundscheck=False)(function)
-    return cast(Callable[P, R], compiled)
+    return cast("Callable[P, R]", compiled)
 
 
 def jit_inline(function: Callable[P, R]) -> Callable[P, R]:
     """Like :func:`jit`, for a small function that is folded into the compiled caller."""
     compiled = numba.njit(nogil=True, inline="always", boundscheck=False)(function)
-    return cast(Callable[P, R], compiled)
+    return cast("Callable[P, R]", compiled)

@@ -11,6 +11,7 @@ from kvtier.chain import build_chain
 from kvtier.clock import Clock, WallClock
 from kvtier.directory import ObjectDirectory, ObjectEntry
 from kvtier.driver import AsyncDriver
+from kvtier.errors import SettingsError
 from kvtier.origin import Origin
 from kvtier.registry import open_backend
 from kvtier.settings import Settings, check_machine, validate
@@ -20,14 +21,14 @@ from kvtier.tiers import open_tier
 @asynccontextmanager
 async def open_cache(
     settings: Settings, *, clock: Clock | None = None, origin: Backend | None = None
-) -> AsyncIterator[TieredCache]:
+) -> AsyncIterator[TieredCache[AsyncDriver]]:
     """A cache as ``settings`` describe it, closed at the end of the block.
 
     Args:
         settings: checked before anything is opened.
         clock: for latencies; the wall clock by default.
-        origin: an open backend to use in the place of the one that ``settings.origin`` names; it
-            stays open.
+        origin: an open backend to use in the place of the one that ``settings.origin`` names (it
+            must name one, for its rules hold); it stays open.
 
     Raises:
         SettingsError: a setting is wrong, or asks for more than the machine has.
@@ -35,6 +36,8 @@ async def open_cache(
     """
     validate(settings)
     check_machine(settings)
+    if origin is not None and settings.origin is None:
+        raise SettingsError("an open origin was given, but the settings have no [origin]")
     async with AsyncExitStack() as stack:
         if origin is None and settings.origin is not None:
             named = settings.origin

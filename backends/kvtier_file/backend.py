@@ -32,6 +32,11 @@ from kvtier_file.reading import ExtentReader
 from kvtier_file.workers import Workers
 
 _THREADS_MAX: Final = 256
+_OPTIONS: Final[Mapping[str, type | tuple[type, ...]]] = {
+    "root": (str, os.PathLike),
+    "threads": int,
+    "sync": bool,
+}
 
 
 class FileBackend(Backend):
@@ -57,8 +62,7 @@ class FileBackend(Backend):
 
     @classmethod
     async def open(cls, options: Mapping[str, Any], page_bytes: int) -> FileBackend:
-        allowed = {"root": (str, os.PathLike), "threads": int, "sync": bool}
-        check_options(options, allowed, "file", required=("root",))
+        check_options(options, _OPTIONS, "file", required=("root",))
         check_page_bytes(page_bytes)
         threads = options.get("threads", 8)
         if not 1 <= threads <= _THREADS_MAX:

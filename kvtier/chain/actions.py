@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from kvtier.chain.extents import Extents
 from kvtier.chain.flight import Flight, Read, Write
-from kvtier.pages import Bool, I64, U64
+from kvtier.pages import I64, U64, Bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)

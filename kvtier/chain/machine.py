@@ -506,7 +506,7 @@ class Chain:
         total = self.counters
         total.batches += 1
         total.reads += len(read.page_ids)
-        total.delivered += int(np.count_nonzero(read.status == PageStatus.OK)) - read.late
+        total.delivered += len(read.page_ids) - int(np.count_nonzero(read.status)) - read.late
         total.unique += len(read.page_ids) - read.folded
         total.folded += read.folded
         total.joined += read.joined

@@ -148,6 +148,22 @@ def _victim(table: SlotTable, hashed: np.uint64, oldest_stamp: np.uint32) -> int
     return best
 
 
+@jit_inline
+def _reserve(
+    table: SlotTable,
+    slot: int,
+    page_id: np.uint64,
+    hashed: np.uint64,
+    stamp: np.uint32,
+    priority: np.uint32,
+) -> None:
+    table.tags[slot] = page_id
+    table.digests[slot] = np.uint8(hashed & _DIGEST_MASK)
+    table.states[slot] = _PENDING
+    table.stamps[slot] = stamp
+    table.priorities[slot] = priority
+
+
 @jit
 def fold_and_plan(
     table: SlotTable,
@@ -187,11 +203,8 @@ def fold_and_plan(
                 if table.states[slot] == _VALID:
                     evicted[evictions] = table.tags[slot]
                     evictions += 1
-                table.tags[slot] = page_ids[leader]
-                table.digests[slot] = np.uint8(hashes[first] & _DIGEST_MASK)
-                table.states[slot] = _PENDING
-                table.stamps[slot] = stamp
-                table.priorities[slot] = priorities[leader] if priorities.size else np.uint32(0)
+                priority = priorities[leader] if priorities.size else np.uint32(0)
+                _reserve(table, slot, page_ids[leader], hashes[first], stamp, priority)
         for at in range(first, last):
             leaders[rows[at]] = leader
             slots[rows[at]] = slots[leader]

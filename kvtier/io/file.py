@@ -8,7 +8,6 @@ import fcntl
 import math
 import mmap
 import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,16 +59,10 @@ def open_file(
         _explained(f"cannot {'create' if create else 'open'} {path}"),
         contextlib.ExitStack() as undo,
     ):
-        if create:
-            fd = _create(path, undo)
-        else:
-            fd = os.open(path, os.O_RDONLY)
-            undo.callback(os.close, fd)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        if path.exists() and not path.is_file():
             raise DeviceError(f"{path} is no regular file: name a file")
-        if create:
-            _lock(fd, path)
-            os.ftruncate(fd, 0)
+        fd = _create(path, undo) if create else os.open(path, os.O_RDONLY)
+        undo.callback(os.close, fd)
         direct = direct and _set_direct(fd, page_bytes, writable=create)
         if create:
             _reserve(fd, path, size_bytes or 0)
@@ -79,13 +72,21 @@ def open_file(
 
 
 def _create(path: Path, undo: contextlib.ExitStack) -> int:
+    """An empty, locked file; ``undo`` then removes it, unless it was there before."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        created = True
     except FileExistsError:
         fd = os.open(path, os.O_RDWR)
-    else:
+        created = False
+    try:
+        _lock(fd, path)
+        os.ftruncate(fd, 0)
+    except OSError:
+        os.close(fd)
+        raise
+    if created:
         undo.callback(os.unlink, path)
-    undo.callback(os.close, fd)
     return fd
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -91,7 +91,7 @@ class PrefixLoad:
         self._pages = pages
 
     @classmethod
-    async def start(cls, request: Request, pages: int, cache: TieredCache) -> PrefixLoad:
+    async def start(cls, request: Request, pages: int, cache: TieredCache[Any]) -> PrefixLoad:
         """Look the request's blocks up."""
         prefix = request.model.encode()
         keys = tuple(b"%s/%x" % (prefix, block) for block in request.block_ids.tolist())

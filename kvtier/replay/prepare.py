@@ -23,9 +23,14 @@ from kvtier.units import format_bytes
 _FILL_PAGES = 4096
 
 
+def is_temporary(origin: OriginSettings | None) -> bool:
+    """Files without a directory of their own."""
+    return origin is not None and origin.backend == "file" and "root" not in origin.options
+
+
 @asynccontextmanager
 async def temporary_origin(settings: Settings, stored_bytes: int) -> AsyncIterator[Settings]:
-    """``settings`` with an origin of files in a temporary directory, removed at the end.
+    """``settings`` with its origin of files in a temporary directory, removed at the end.
 
     Raises:
         SettingsError: the directory has no room for ``stored_bytes``.
@@ -36,9 +41,10 @@ async def temporary_origin(settings: Settings, stored_bytes: int) -> AsyncIterat
             f"the run stores {format_bytes(stored_bytes)}, and {tempfile.gettempdir()} has "
             f"{format_bytes(free)} free: set TMPDIR, or configure an [origin] that has room"
         )
+    assert settings.origin is not None
     with tempfile.TemporaryDirectory(prefix="kvtier-origin-") as root:
-        options = MappingProxyType({"root": root})
-        yield replace(settings, origin=OriginSettings(backend="file", options=options))
+        options = MappingProxyType({**settings.origin.options, "root": root})
+        yield replace(settings, origin=replace(settings.origin, options=options))
 
 
 @asynccontextmanager

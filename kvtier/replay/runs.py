@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,13 @@ from kvtier.directory import ObjectDirectory
 from kvtier.emulator import open_emulator
 from kvtier.opening import open_cache
 from kvtier.replay.payload import Verifier
-from kvtier.replay.prepare import prepared_origin, temporary_origin
+from kvtier.replay.prepare import is_temporary, prepared_origin, temporary_origin
 from kvtier.replay.result import Run, level_names, to_result
 from kvtier.replay.series import Series
 from kvtier.replay.waves import Waves
 from kvtier.replay.workload import Workload, check_simulation, load_workload
-from kvtier.settings import OriginSettings, Settings
+from kvtier.settings import Settings, check_machine, validate
+from kvtier.tiers import NvmeTier
 from kvtier.trace import PageTrace
 
 Progress = Callable[[int, int | None], None]
@@ -38,7 +38,7 @@ async def replay_trace(
 ) -> Mapping[str, Any]:
     """Drive a trace into a real cache.
 
-    Without an origin in the settings, one of files in a temporary directory is used.
+    An origin of files that names no directory gets a temporary one.
 
     Args:
         path: the trace.
@@ -54,10 +54,12 @@ async def replay_trace(
     Raises:
         KvtierError: the trace, the settings or a level cannot be used.
     """
+    validate(settings)
+    check_machine(settings)
     workload = load_workload(path, settings, limit, scaled=True)
     notify(workload.summary(settings))
     async with AsyncExitStack() as stack:
-        if settings.origin is None:
+        if is_temporary(settings.origin):
             stored = workload.unique_pages * settings.page_bytes
             settings = await stack.enter_async_context(temporary_origin(settings, stored))
         origin = await stack.enter_async_context(prepared_origin(settings, workload.trace, notify))
@@ -67,13 +69,10 @@ async def replay_trace(
             settings.replay.verify_share, cache.directory, np.random.default_rng(settings.seed)
         )
         run = await _drive(workload, settings, cache, clock, verifier, progress)
-        tiers = cache.driver.tiers  # type: ignore[attr-defined]  # the asyncio driver has them
+        tiers = cache.driver.tiers
+        direct = {tier.name: tier.direct for tier in tiers if isinstance(tier, NvmeTier)}
         return to_result(
-            replace(
-                run,
-                engines=[tier.engine for tier in tiers],
-                notes={"tiers": {tier.name: tier.describe() for tier in tiers}},
-            )
+            replace(run, engines=[tier.engine for tier in tiers], notes={"o_direct": direct})
         )
 
 
@@ -87,9 +86,6 @@ def simulate_trace(
 async def _simulate(
     path: Path, settings: Settings, limit: int | None, progress: Progress, notify: Notify
 ) -> Mapping[str, Any]:
-    if settings.origin is None:
-        options: Mapping[str, Any] = MappingProxyType({})
-        settings = replace(settings, origin=OriginSettings(backend="file", options=options))
     workload = load_workload(path, settings, limit, scaled=False)
     check_simulation(workload)
     notify(workload.summary(settings))
@@ -113,7 +109,7 @@ async def _simulate(
 async def _drive(
     workload: Workload,
     settings: Settings,
-    cache: TieredCache,
+    cache: TieredCache[Any],
     clock: Clock,
     verifier: Verifier | None,
     progress: Progress,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ class Waves:
 
     def __init__(
         self,
-        cache: TieredCache,
+        cache: TieredCache[Any],
         *,
         concurrency: int,
         batch_pages: int,

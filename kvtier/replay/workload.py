@@ -57,7 +57,7 @@ class Workload:
         """Distinct pages."""
         return self.unique * max(1, self.pages_per_block)
 
-    async def active(self, cache: TieredCache) -> AsyncIterator[ActiveRequest]:
+    async def active(self, cache: TieredCache[Any]) -> AsyncIterator[ActiveRequest]:
         """The requests, one after the other, each started when it is asked for."""
         if isinstance(self.trace, RequestTrace):
             for request in self.trace.requests(self.limit):
@@ -67,7 +67,7 @@ class Workload:
         for page_request in self.trace.requests(self.limit):
             yield PageIo(page_request, object_ids)
 
-    async def _open_objects(self, trace: PageTrace, cache: TieredCache) -> U32:
+    async def _open_objects(self, trace: PageTrace, cache: TieredCache[Any]) -> U32:
         opened = await cache.open([one.key for one in trace.objects])
         missing = np.flatnonzero(opened.pages < np.array([one.pages for one in trace.objects]))
         if len(missing):

@@ -16,8 +16,11 @@ capacity = "256 MiB"
 
 [tiers.nvme]
 capacity = "1 GiB"
+
+[origin]
+backend = "file"
 """
-"""The settings of a run without a file; the ``nvme`` tier takes a temporary file."""
+"""The settings of a run without a file; ``nvme`` and ``origin`` take temporary files."""
 
 _MODELS: Final[Mapping[str, DeviceModel]] = {
     # NVIDIA H200: 518 M hits/s of 4 KiB copied out, which is 4.3 TB/s of HBM traffic, for each byte

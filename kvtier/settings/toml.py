@@ -35,7 +35,7 @@ _SCALARS: Final[Mapping[type, str]] = {
 
 
 def default_settings() -> Settings:
-    """Three small tiers in memory and a temporary file, and no origin."""
+    """Two small tiers in memory, one in a temporary file, and an origin of temporary files."""
     return load_settings(None)
 
 

@@ -108,15 +108,16 @@ class ReplaySettings:
 
     Attributes:
         concurrency: requests active at once; each wave takes the next batch of every one.
-        pages_per_block: pages that stand for one KV block of a request trace; 0 takes the model's
-            full geometry. Anything else is reported as *scaled*.
+        pages_per_block: pages that stand for one KV block of a request trace; fewer than the
+            model's geometry gives is reported as *scaled*. 0 takes 4 in a replay, whose bytes
+            really move, and the full geometry in a simulation.
         model: the model preset that gives the geometry of a request trace.
         verify_share: share of delivered pages whose bytes are checked.
         series_interval_s: seconds between two points of the report's series.
     """
 
     concurrency: int = 64
-    pages_per_block: int = 4
+    pages_per_block: int = 0
     model: str = "llama-3-8b"
     verify_share: float = 1 / 16
     series_interval_s: float = 0.5

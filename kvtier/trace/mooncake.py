@@ -145,10 +145,11 @@ def _value(fields: dict[str, Any], name: str) -> Any:
 
 
 def _whole(fields: dict[str, Any], name: str) -> int:
-    value: object = _value(fields, name)
-    if type(value) is not int or not 0 <= value <= _TOKENS_MAX:
+    value = _value(fields, name)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or not 0 <= value <= _TOKENS_MAX:
         raise TraceError(f"{name} is {value!r:.40}; it must be a whole number from 0 to 2**32 - 1")
-    return value
+    return int(value)
 
 
 def _time_ns(fields: dict[str, Any]) -> int:

@@ -18,12 +18,14 @@ class GatedBackend(MemoryBackend):
         super().__init__(page_bytes, None)
         self.gate = asyncio.Event()
         self.gate.set()
+        self.arrived = asyncio.Event()
         self.asked: list[ExtentBatch] = []
         self.answer: Exception | U8 | None = None
         self.refuse_puts = False
 
     async def read(self, batch: ExtentBatch, out: U8) -> U8:
         self.asked.append(batch)
+        self.arrived.set()
         await self.gate.wait()
         if isinstance(self.answer, Exception):
             raise self.answer

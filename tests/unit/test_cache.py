@@ -278,8 +278,7 @@ async def test_a_full_in_flight_table_makes_readers_wait_and_all_are_served() ->
         backend.gate.clear()
         readers = [asyncio.create_task(cache.read(ids[at : at + 100])) for at in (0, 100, 156)]
         hit = await store(cache, b"b", 1)
-        while not backend.asked:
-            await asyncio.sleep(0)
+        await backend.arrived.wait()
         assert (await cache.read(hit)).ok, "hits pass while misses wait"
         assert sum(not reader.done() for reader in readers) == 3
         backend.gate.set()

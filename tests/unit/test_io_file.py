@@ -43,9 +43,7 @@ def test_an_unknown_engine_is_answered_with_the_nearest_name(
     tmp_path: Path, name: str, nearest: str
 ) -> None:
     with pytest.raises(SettingsError, match=f"did you mean '{nearest}'"):
-        open_engine(
-            name, tmp_path / "f", direct=False, queue_depth=1, size_bytes=None, create=True
-        )
+        open_engine(name, tmp_path / "f", direct=False, queue_depth=1, size_bytes=None, create=True)
 
 
 @pytest.mark.parametrize("queue_depth", [-1, 0, QUEUE_DEPTH_MAX + 1])
@@ -122,7 +120,7 @@ def test_a_file_system_that_takes_no_files_is_named() -> None:
 def test_more_than_the_disk_holds_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(DeviceError) as error:
         open_threads(tmp_path / "f", size_bytes=1 << 60)
-    assert "1 EiB" in one_line(error) or "1024 PiB" in one_line(error)
+    assert "1024 PiB" in one_line(error)
     assert not (tmp_path / "f").exists()
 
 

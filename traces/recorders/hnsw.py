@@ -11,14 +11,13 @@ down which pages it reads:
   levels. Node ``i`` is page ``i``, in the order of the text.
 - In memory, every vector coded in 8 bits per dimension: enough to choose the next nodes, so a
   page is read only when its node is expanded.
-- Upper levels: greedy descent, one page per step. Level 0: beam search; each hop reads the pages
-  of the closest unexpanded nodes together, and their neighbours decide the next hop.
+- Upper levels: greedy descent, one page per step. Level 0: best-first search. A node is expanded
+  in the order of faiss; where its page is not there yet, one hop reads it together with the pages
+  of the next closest nodes (a beam, as DiskANN reads), and only their neighbours tell the next hop.
 - A search keeps the pages it has read until it ends, and ranks its answer by their full vectors.
 
-The graph's own distances are the coded ones too, so faiss's search of the same index with the same
-``efSearch`` must find the same nodes. With a beam of one this walk takes faiss's very steps; a wider
-beam expands a few nodes that faiss does not, and so may find closer ones. Both walks are compared
-with faiss before anything is written.
+faiss steers by the same coded vectors, so its own search of the same index with the same
+``efSearch`` must find the same nodes. Nothing is written unless it does.
 """
 
 from __future__ import annotations
@@ -49,6 +48,7 @@ DIMENSIONS = 768
 NEIGHBOURS = 32
 BUILD_EFFORT = 100
 RESULTS = 10
+AGREEMENT_MIN = 0.999
 QUERY_SHARE = 0.1
 # Time stamps are made up: this program is no vector database, its own speed would mean nothing.
 QUERY_INTERVAL_NS = 1_000_000
@@ -115,47 +115,70 @@ def check_layout(graph: Graph) -> None:
         raise SystemExit(f"a record of {record_bytes} bytes does not fit a page; lower NEIGHBOURS")
 
 
+class PageReads:
+    """The pages that one search has read, hop by hop."""
+
+    def __init__(self) -> None:
+        self.hops: list[I64] = []
+        self.held: set[int] = set()
+
+    def fetch(self, nodes: I64) -> None:
+        """Read, in one hop, the pages that are not held yet."""
+        new = [node for node in nodes.tolist() if node not in self.held]
+        if new:
+            self.held.update(new)
+            self.hops.append(np.array(new, np.int64))
+
+
 def search(graph: Graph, coded: F32, full: F32, query: F32, effort: int, beam: int) -> Walk:
     """Search the graph; ``effort`` is faiss's ``efSearch``."""
-    hops: list[I64] = []
-    held: set[int] = set()
+    reads = PageReads()
+    start = descend(graph, coded, query, reads)
+    found = search_base(graph, coded, query, start, effort, beam, reads)
+    read = np.array(sorted(reads.held), np.int64)
+    order = np.argsort(_distances(full, read, query), kind="stable")
+    return Walk(reads.hops, found[:RESULTS], read[order[:RESULTS]])
 
-    def fetch(nodes: I64) -> None:
-        new = [node for node in nodes.tolist() if node not in held]
-        if new:
-            held.update(new)
-            hops.append(np.array(new, np.int64))
 
-    nearest, distance = graph.entry, _distances(coded, np.array([graph.entry]), query)[0]
+def descend(graph: Graph, coded: F32, query: F32, reads: PageReads) -> int:
+    """Walk greedily through the upper levels; returns where level 0 is entered."""
+    nearest = graph.entry
+    distance = _distances(coded, np.array([nearest]), query)[0]
     for level in range(graph.top_level, 0, -1):
         while True:
-            fetch(np.array([nearest]))
+            reads.fetch(np.array([nearest]))
             around = graph.neighbours_of(nearest, level)
             distances = _distances(coded, around, query)
             if not len(around) or distances.min() >= distance:
                 break
             nearest, distance = int(around[distances.argmin()]), distances.min()
+    return nearest
 
+
+def search_base(
+    graph: Graph, coded: F32, query: F32, start: int, effort: int, beam: int, reads: PageReads
+) -> I64:
+    """Expand, closest first, the ``effort`` closest nodes known; returns them, closest first."""
     met = np.zeros(len(coded), np.bool_)
-    met[nearest] = True
-    nodes, distances = np.array([nearest]), np.array([distance])
+    met[start] = True
+    nodes = np.array([start])
+    distances = _distances(coded, nodes, query)
     expanded = np.zeros(1, np.bool_)
     while not expanded.all():
-        chosen = np.flatnonzero(~expanded)[:beam]
-        fetch(nodes[chosen])
-        expanded[chosen] = True
-        around = np.unique(np.concatenate([graph.neighbours_of(n, 0) for n in nodes[chosen]]))
-        around = around[~met[around]]
+        nearby = np.flatnonzero(~expanded)[:beam]
+        closest = int(nodes[nearby[0]])
+        if closest not in reads.held:
+            reads.fetch(nodes[nearby])
+        expanded[nearby[0]] = True
+        around = graph.neighbours_of(closest, 0)
+        around = np.unique(around[~met[around]])
         met[around] = True
         nodes = np.concatenate((nodes, around))
         distances = np.concatenate((distances, _distances(coded, around, query)))
         expanded = np.concatenate((expanded, np.zeros(len(around), np.bool_)))
         best = np.argsort(distances, kind="stable")[:effort]
         nodes, distances, expanded = nodes[best], distances[best], expanded[best]
-
-    read = np.array(sorted(held), np.int64)
-    order = np.argsort(_distances(full, read, query), kind="stable")
-    return Walk(hops, nodes[:RESULTS], read[order[:RESULTS]])
+    return nodes
 
 
 def _distances(vectors: F32, nodes: I64, query: F32) -> F32:
@@ -201,38 +224,21 @@ def describe(walks: list[Walk], corpus: Corpus, checks: str, options: argparse.N
     )
 
 
-def check_walks(
-    index: Any, coded: F32, full: F32, queries: F32, single: list[Walk], walks: list[Walk]
-) -> str:
+def check_walks(index: Any, full: F32, queries: F32, walks: list[Walk]) -> str:
     """Compare with faiss's own search and with the truth; exits where the walk is not faiss's."""
     theirs = index.search(queries, RESULTS)[1]
     exact = faiss.IndexFlatL2(full.shape[1])
     exact.add(full)
     truth = exact.search(queries, RESULTS)[1]
-    found = [walk.found for walk in walks]
-    same_steps = overlap([walk.found for walk in single], theirs)
-    agreement = overlap(found, theirs)
-    as_close = share_as_close(coded, queries, found, theirs)
+    agreement = overlap([walk.found for walk in walks], theirs)
+    recall = overlap([walk.ranked for walk in walks], truth)
     text = (
-        f"Of faiss's results, {same_steps:.2%} are found with beam 1 and {agreement:.2%} as "
-        f"recorded, where {as_close:.2%} are as close as faiss's or closer. Recall@{RESULTS} is "
-        f"{overlap([walk.ranked for walk in walks], truth):.3f}, "
-        f"faiss's {overlap(list(theirs), truth):.3f}"
+        f"{agreement:.2%} of faiss's own results are found; "
+        f"recall@{RESULTS} is {recall:.3f}, faiss's {overlap(list(theirs), truth):.3f}"
     )
-    if same_steps < 0.999 or agreement < 0.99 or as_close < 0.999:
+    if agreement < AGREEMENT_MIN:
         raise SystemExit(f"not recorded, the walk is not faiss's: {text}")
     return text
-
-
-def share_as_close(
-    coded: F32, queries: F32, found: Sequence[I64], theirs: NDArray[np.integer]
-) -> float:
-    """The share of ranks whose node is no farther from the query than faiss's node there."""
-    shares = [
-        (_distances(coded, ours, query) <= _distances(coded, other, query) * (1 + 1e-6)).mean()
-        for query, ours, other in zip(queries, found, theirs, strict=True)
-    ]
-    return float(np.mean(shares))
 
 
 def parse_options() -> argparse.Namespace:
@@ -240,8 +246,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="the trace to write")
     parser.add_argument("--queries", type=int, default=1500, help="searches to record")
     parser.add_argument("--effort", type=int, default=64, help="faiss's efSearch")
-    parser.add_argument("--beam", type=int, default=4, help="pages read together in a hop")
-    parser.add_argument("--seed", type=int, default=2, help="chooses the files that are queries")
+    parser.add_argument("--beam", type=int, default=4, help="most pages of a hop")
+    parser.add_argument("--seed", type=int, default=1, help="chooses the files that are queries")
     return parser.parse_args()
 
 
@@ -257,11 +263,10 @@ def main() -> None:
     check_layout(graph)
     coded = faiss.downcast_index(index.storage).reconstruct_n(0, len(vectors))
     print("searching it")
-    single = [search(graph, coded, vectors, query, options.effort, 1) for query in queries]
     walks = [
         search(graph, coded, vectors, query, options.effort, options.beam) for query in queries
     ]
-    checks = check_walks(index, coded, vectors, queries, single, walks)
+    checks = check_walks(index, vectors, queries, walks)
     metadata = TraceMetadata(
         kind="page_io",
         page_bytes=PAGE_BYTES,
