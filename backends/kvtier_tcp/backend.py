@@ -79,10 +79,11 @@ class TcpBackend(Backend):
     def __init__(self, pool: Pool, welcome: Welcome, timeout_s: float) -> None:
         self._pool = pool
         self._page_bytes = welcome.page_bytes
-        self._request_pages = max(1, _REQUEST_BYTES // welcome.page_bytes)
         self._timeout_s = timeout_s
         self._closed = False
-        self.capability = _capability(welcome)
+        payload_bytes_max = min(welcome.payload_bytes_max, FrameLimits().payload_bytes_max)
+        self._request_pages = max(1, min(_REQUEST_BYTES, payload_bytes_max) // welcome.page_bytes)
+        self.capability = _capability(welcome.capability, payload_bytes_max // welcome.page_bytes)
 
     @classmethod
     async def open(cls, options: Mapping[str, Any], page_bytes: int) -> TcpBackend:
@@ -204,11 +205,8 @@ def _joined(parts: Sequence[NDArray[Any]], dtype: type[Number]) -> NDArray[Numbe
     return np.concatenate([np.empty(0, dtype), *parts])
 
 
-def _capability(welcome: Welcome) -> Capability:
+def _capability(there: Capability, payload_pages_max: int) -> Capability:
     """What can be done from here: what can be done there, as far as it fits into frames."""
-    there = welcome.capability
-    payload_bytes_max = min(welcome.payload_bytes_max, FrameLimits().payload_bytes_max)
-    payload_pages_max = payload_bytes_max // welcome.page_bytes
     return replace(
         there,
         shared=True,

@@ -8,7 +8,8 @@ import numpy as np
 
 from kvtier.pages import U64, Bool
 
-_GOLDEN: Final = np.uint64(0x9E37_79B9_7F4A_7C15)
+_GOLDEN: Final = 0x9E37_79B9_7F4A_7C15
+_U64: Final = (1 << 64) - 1
 _HIGH_HALF: Final = np.uint64(32)
 
 
@@ -20,7 +21,8 @@ def admitted(page_ids: U64, epoch: int, share: float) -> Bool | None:
     """
     if share >= 1.0:
         return None
-    key = (page_ids ^ (np.uint64(epoch) * _GOLDEN)) * _GOLDEN
+    golden = np.uint64(_GOLDEN)
+    key = (page_ids ^ np.uint64((epoch * _GOLDEN) & _U64)) * golden
     key ^= key >> _HIGH_HALF
-    key *= _GOLDEN
+    key *= golden
     return (key >> _HIGH_HALF) < np.uint64(int(share * (1 << 32)))

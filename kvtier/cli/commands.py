@@ -178,7 +178,8 @@ def _origin_to_serve(settings: Settings, arguments: argparse.Namespace) -> Origi
         return OriginSettings(arguments.backend, _options(arguments))
     if arguments.option:
         raise SettingsError("--option needs --backend; for the settings' origin use --set")
-    if settings.origin is None:
+    chosen = arguments.config or any(text.startswith("origin.") for text in arguments.overrides)
+    if settings.origin is None or not chosen:
         raise SettingsError("nothing to serve: give --backend NAME, or an [origin] in --config")
     return settings.origin
 

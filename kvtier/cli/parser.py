@@ -68,9 +68,9 @@ def _add_run(parser: argparse.ArgumentParser, command: Command) -> None:
     )
     parser.add_argument(
         "--pages-per-block",
-        type=_at_least(0),
+        type=_at_least(1),
         metavar="N",
-        help="pages that stand for one KV block; 0 takes the model's full geometry",
+        help="pages that stand for one KV block (4 in replay, all of the model's in simulate)",
     )
     _add_json(parser)
     _finish(parser, command)

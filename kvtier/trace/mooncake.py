@@ -157,7 +157,7 @@ def _time_ns(fields: dict[str, Any]) -> int:
     number = type(value) is int or (type(value) is float and math.isfinite(value))
     if not number or not 0 <= value <= _TIME_MS_MAX:
         raise TraceError(f"timestamp is {value!r:.40}; it must be milliseconds, 0 or more")
-    return round(value * _NS_PER_MS)
+    return int(round(value * _NS_PER_MS))
 
 
 def _block_ids(fields: dict[str, Any]) -> U64:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +21,12 @@ import pytest
 from rich.console import Console
 
 from kvtier.cli import main
-from kvtier.cli.commands import run_async
+from kvtier.cli.commands import _deliver, run_async
 from kvtier.cli.main import _sentence
 from kvtier.cli.progress import PATIENCE_NS, LateProgress
 from kvtier.clock import VirtualClock
-from kvtier.report.schema import check_sums
+from kvtier.errors import KvtierError
+from kvtier.report.schema import Result, check_sums
 from kvtier.report.side_by_side import differing_decisions
 
 KVTIER = (sys.executable, "-m", "kvtier")
@@ -107,6 +110,7 @@ SMALL = [
         (["import", "mooncake", "/none.jsonl", "b"], "/none.jsonl: "),
         (["import", "mooncake", "a", "b", "--option", "page=1"], "--option page: format mooncake"),
         (["serve"], "nothing to serve: give --backend NAME"),
+        (["serve", "--set", "origin.backend=memroy"], "no backend 'memroy' is installed"),
         (["serve", "--option", "a=1"], "--option needs --backend"),
         (["serve", "--backend", "memroy"], "no backend 'memroy' is installed: did you mean 'mem"),
         (["serve", "--backend", "memory", "--option", "a"], "--option a: write --option KEY=VALU"),
@@ -225,25 +229,68 @@ def test_inspect_shows_and_writes_the_facts(
     assert json.loads(capsys.readouterr().out)["requests"] == 200
 
 
-def _result(argv: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    capsys.readouterr()
-    assert main([*argv, "--json", "-"]) == 0
-    result: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return result
-
-
-def test_replay_and_simulate_decide_the_same(
-    trace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture(scope="module")
+def results(trace: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The same run, replayed and simulated."""
     argv = [str(trace), *SMALL, "--pages-per-block", "2", "--limit", "150"]
-    replayed = _result(["replay", *argv], capsys)
-    simulated = _result(["simulate", *argv], capsys)
-    assert check_sums(replayed) == check_sums(simulated) == []
-    assert differing_decisions([replayed, simulated]) == []
+    targets = [tmp_path_factory.mktemp("results") / mode for mode in ("replay", "simulate")]
+    for target in targets:
+        assert main([target.name, *argv, "--json", str(target)]) == 0
+    return [json.loads(target.read_text()) for target in targets]
+
+
+def test_replay_and_simulate_decide_the_same(results: list[dict[str, Any]]) -> None:
+    assert [check_sums(result) for result in results] == [[], []]
+    assert differing_decisions(results) == []
+
+
+def test_a_replay_moves_bytes_and_checks_them(results: list[dict[str, Any]]) -> None:
+    replayed, simulated = results
     assert replayed["trace"]["requests"] == 150
     assert replayed["verify"]["checked_pages"] > 0
     assert replayed["verify"]["corrupt_pages"] == 0
     assert replayed["environment"]["loop"] == "uvloop"
+    assert simulated["verify"] is None
+
+
+def _assert_keys(kind: type, values: dict[str, Any]) -> None:
+    """Exactly the keys of a TypedDict, and of those inside it."""
+    hints = typing.get_type_hints(kind)
+    assert values.keys() == hints.keys()
+    for key, hint in hints.items():
+        for inner in filter(typing.is_typeddict, (hint, *typing.get_args(hint))):
+            items = values[key] if isinstance(values[key], list) else [values[key]]
+            for item in filter(None, items):
+                _assert_keys(inner, item)
+
+
+def test_results_have_the_keys_of_the_schema(results: list[dict[str, Any]]) -> None:
+    for result in results:
+        _assert_keys(Result, result)
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "complaint"),
+    [
+        ("verify", "corrupt_pages", "1 of [0-9]+ checked pages had wrong bytes"),
+        ("coalescing", "folded", "the sums of this result do not hold"),
+    ],
+)
+def test_a_result_that_cannot_be_trusted_is_a_failure(
+    part: str, key: str, complaint: str, results: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    result = copy.deepcopy(results[0])
+    result[part][key] += 1
+    with pytest.raises(KvtierError, match=complaint):
+        _deliver(result, tmp_path / "result.json")
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+
+
+def test_json_on_the_standard_output_is_all_there_is(
+    trace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["simulate", str(trace), *SMALL, "--limit", "10", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["mode"] == "simulate"
 
 
 def test_replay_prints_a_report_and_says_first_what_it_takes(

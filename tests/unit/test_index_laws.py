@@ -5,6 +5,7 @@ import pytest
 
 from kvtier.errors import SettingsError
 from kvtier.index import IndexEngine, PageIndex, create_index
+from kvtier.index.hashing import fmix64_int, seed_word
 from kvtier.pages import I64, U64, PageState
 
 EMPTY, PENDING, VALID = PageState.EMPTY, PageState.PENDING, PageState.VALID
@@ -216,6 +217,19 @@ def test_one_page_never_has_two_slots(engine: IndexEngine) -> None:
         assert len(np.unique(held)) == len(held)
 
 
+def test_pages_of_one_digest_do_not_hide_each_other(engine: IndexEngine) -> None:
+    index = create_index(32, 32, engine=engine)
+    digests = {page: fmix64_int(page ^ seed_word(1)) & 0xFF for page in range(4000)}
+    # Digest 0 beside 1: comparing eight bytes by subtraction borrows from a match to the next byte.
+    alike = [page for page, digest in digests.items() if digest <= 1][:24]
+    slots = insert(index, ids(*alike), 1)
+    assert len(set(slots.values())) == len(alike)
+    for page in alike:
+        assert index.peek(ids(page)).tolist() == [slots[page]]
+    index.invalidate(ids(*alike[::2]))
+    assert (index.peek(ids(*alike)) >= 0).tolist() == [False, True] * 12
+
+
 def test_no_page_id_is_reserved(index: PageIndex) -> None:
     extremes = ids(0, 2**64 - 1)
     assert index.peek(extremes).tolist() == [-1, -1]
@@ -223,6 +237,13 @@ def test_no_page_id_is_reserved(index: PageIndex) -> None:
     assert index.lookup(extremes, 2, 2).states.tolist() == [VALID, VALID]
     assert len(index.invalidate(extremes)) == 2
     assert index.lookup(extremes, 3, 3).states.tolist() == [EMPTY, EMPTY]
+
+
+def test_page_0_of_digest_0_is_not_found_in_empty_slots(engine: IndexEngine) -> None:
+    seed = next(seed for seed in range(5000) if fmix64_int(seed_word(seed)) & 0xFF == 0)
+    index = create_index(WAYS, WAYS, seed, engine)
+    found = index.lookup(ids(0), 1, 1, admit=np.array([False]))
+    assert (found.states.tolist(), found.slots.tolist()) == ([EMPTY], [-1])
 
 
 def test_peek_sees_valid_pages_and_touches_nothing(index: PageIndex) -> None:

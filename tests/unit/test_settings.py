@@ -136,15 +136,16 @@ def test_tiers_stand_in_their_order_whatever_the_order_of_their_tables(tmp_path:
     assert [tier.name for tier in _load(tmp_path, text).tiers] == ["hbm", "nvme"]
 
 
-def test_without_a_file_three_small_tiers_and_no_origin() -> None:
+def test_without_a_file_three_small_tiers_and_an_origin_of_files() -> None:
     settings = default_settings()
     assert [(tier.name, tier.capacity_bytes >> 20) for tier in settings.tiers] == [
         ("hbm", 64),
         ("dram", 256),
         ("nvme", 1024),
     ]
-    assert settings.origin is None
-    assert settings == dataclasses.replace(Settings(), tiers=settings.tiers)
+    assert settings.origin == OriginSettings("file")
+    rest = dataclasses.replace(settings, tiers=(), origin=None)
+    assert rest == Settings()
 
 
 def test_overrides_win_over_the_file(tmp_path: Path) -> None:

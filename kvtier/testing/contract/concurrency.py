@@ -101,8 +101,9 @@ class ConcurrencyContract(ContractBase):
             task.cancel()
             await asyncio.wait([task])
             before = out.copy()
-            found = await read_objects(backend, [b"a"], self.page_bytes)
-            assert np.array_equal(found[b"a"], pages)
+            found = (await read_objects(backend, [b"a"], self.page_bytes))[b"a"]
+            assert found is not None
+            assert np.array_equal(found, pages)
             assert np.array_equal(out, before)
 
     async def test_reads_beside_a_cancelled_one_are_not_disturbed(self, backend: Backend) -> None:

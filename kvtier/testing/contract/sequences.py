@@ -84,7 +84,7 @@ class Model:
 
 class SequencesContract(ContractBase):
     @settings(
-        max_examples=25,
+        max_examples=40,
         deadline=None,
         suppress_health_check=[
             HealthCheck.function_scoped_fixture,  # every example empties the store first

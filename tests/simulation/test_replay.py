@@ -1,0 +1,232 @@
+"""A trace driven into the real cache and into the emulator: the same decisions, checked bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pytest
+from small_traces import GRAPH, PAGE_BYTES, write_conversations, write_graph_search
+
+from kvtier.backend import ObjectBatch
+from kvtier.errors import KvtierError, LimitError, SettingsError
+from kvtier.registry import open_backend
+from kvtier.replay import replay_trace, simulate_trace
+from kvtier.report.schema import check_sums
+from kvtier.settings import OriginSettings, ReplaySettings, Settings, TierSettings
+
+MIB = 1 << 20
+
+
+def quiet(*_: object) -> None:
+    """No progress, no notices."""
+
+
+def small(**changes: Any) -> Settings:
+    base = Settings(
+        device="cpu",
+        tiers=(
+            TierSettings("hbm", MIB),
+            TierSettings("dram", 2 * MIB),
+            TierSettings("nvme", 4 * MIB),
+        ),
+        origin=OriginSettings("memory"),
+        replay=ReplaySettings(concurrency=8, verify_share=1.0, pages_per_block=4),
+    )
+    return replace(base, **changes)
+
+
+def replay(path: Path, settings: Settings, limit: int | None = None) -> Mapping[str, Any]:
+    return asyncio.run(replay_trace(path, settings, limit=limit, progress=quiet, notify=quiet))
+
+
+def simulate(path: Path, settings: Settings, limit: int | None = None) -> Mapping[str, Any]:
+    return simulate_trace(path, settings, limit=limit, progress=quiet, notify=quiet)
+
+
+def decisions(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that must not depend on time."""
+    timed = ("engine", "iops", "latency_us")
+    levels = [*result["tiers"], result["origin"] or {}]
+    return {
+        "levels": [{k: v for k, v in level.items() if k not in timed} for level in levels],
+        "coalescing": result["coalescing"],
+        "writes": result["writes"],
+        "demand": {k: result["demand"][k] for k in ("reads", "unique", "absent", "delivered")},
+    }
+
+
+@pytest.fixture(params=["page_io", "requests"])
+def trace(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    if request.param == "page_io":
+        return write_graph_search(tmp_path / "graph.parquet")
+    return write_conversations(tmp_path / "conversations.parquet")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tiers": (TierSettings("hbm", MIB, ways=8, admit=0.5), TierSettings("nvme", 2 * MIB))},
+        {"tiers": (TierSettings("nvme", 2 * MIB, direct=False, engine="aiofiles"),)},
+        {"tiers": ()},
+        {"seed": 99, "origin": OriginSettings("memory", merge_gap_pages=3, extent_pages_max=8)},
+    ],
+    ids=["all-tiers", "half-admitted", "device-first", "origin-only", "merging-gaps"],
+)
+def test_replay_and_simulate_take_the_same_decisions(trace: Path, changes: dict[str, Any]) -> None:
+    settings = small(**changes)
+    replayed, simulated = replay(trace, settings), simulate(trace, settings)
+    assert decisions(replayed) == decisions(simulated)
+    assert replayed["demand"]["reads"] > 0
+    assert replayed["verify"]["corrupt_pages"] == 0
+    assert replayed["verify"]["checked_pages"] > 0
+    for result in (replayed, simulated):
+        assert check_sums(result) == []
+
+
+def test_every_level_of_the_default_shape_serves_a_share(trace: Path) -> None:
+    tiers = (
+        TierSettings("hbm", MIB // 4),
+        TierSettings("dram", MIB // 2),
+        TierSettings("nvme", MIB),
+    )
+    result = replay(trace, small(tiers=tiers))
+    assert all(tier["hits"] > 0 for tier in result["tiers"])
+
+
+def test_without_an_origin_requests_are_served_from_what_the_tiers_kept(tmp_path: Path) -> None:
+    trace = write_conversations(tmp_path / "trace.parquet")
+    settings = small(origin=None, tiers=(TierSettings("hbm", MIB // 4),))
+    replayed, simulated = replay(trace, settings), simulate(trace, settings)
+    assert decisions(replayed) == decisions(simulated)
+    assert replayed["origin"] is None
+    assert replayed["verify"]["corrupt_pages"] == 0
+    assert check_sums(replayed) == []
+
+
+def test_the_same_seed_simulates_the_same_result(trace: Path) -> None:
+    first, second = simulate(trace, small()), simulate(trace, small())
+    assert first == second
+    json.dumps(first, allow_nan=False)
+
+
+def test_the_same_replay_twice_takes_the_same_decisions(trace: Path) -> None:
+    assert decisions(replay(trace, small())) == decisions(replay(trace, small()))
+
+
+def test_another_seed_takes_other_decisions(tmp_path: Path) -> None:
+    trace = write_graph_search(tmp_path / "graph.parquet")
+    tiers = (TierSettings("hbm", MIB // 4),)
+    one, two = (simulate(trace, small(tiers=tiers, seed=seed)) for seed in (1, 2))
+    assert decisions(one) != decisions(two)
+
+
+def test_a_limit_takes_the_first_requests(trace: Path) -> None:
+    result = simulate(trace, small(), limit=7)
+    assert result["trace"]["requests"] == 7
+    assert result["demand"]["reads"] < simulate(trace, small())["demand"]["reads"]
+
+
+def test_fewer_pages_a_block_than_the_model_has_is_labelled_scaled(tmp_path: Path) -> None:
+    trace = write_conversations(tmp_path / "trace.parquet")
+    assert simulate(trace, small())["trace"]["scaled"]
+    full = small(replay=replace(small().replay, pages_per_block=0))
+    result = simulate(trace, full, limit=5)
+    assert not result["trace"]["scaled"]
+    assert result["trace"]["pages_per_block"] == 512
+
+
+def test_a_simulation_of_too_many_pages_is_refused_with_an_estimate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = write_conversations(tmp_path / "trace.parquet")
+    monkeypatch.setattr("kvtier.replay.workload.SIMULATED_PAGES_MAX", 1000)
+    with pytest.raises(LimitError, match=r"page accesses over .* --pages-per-block"):
+        simulate(trace, small())
+
+
+def test_a_cancelled_replay_returns_what_it_measured_and_its_sums_hold(trace: Path) -> None:
+    async def interrupted() -> Mapping[str, Any]:
+        running = asyncio.current_task()
+        assert running is not None
+
+        def progress(done: int, _: int | None) -> None:
+            if done >= 10:
+                running.cancel()
+
+        return await replay_trace(trace, small(), limit=None, progress=progress, notify=quiet)
+
+    result = asyncio.run(interrupted())
+    assert not result["complete"]
+    assert 0 < result["demand"]["reads"] < simulate(trace, small())["demand"]["reads"]
+    assert check_sums(result) == []
+
+
+def test_wrong_bytes_of_the_origin_are_seen(tmp_path: Path) -> None:
+    trace = write_graph_search(tmp_path / "graph.parquet")
+    root = tmp_path / "origin"
+    root.mkdir()
+    settings = small(tiers=(), origin=OriginSettings("file", MappingProxyType({"root": str(root)})))
+    replay(trace, settings, limit=1)
+    largest = max((p for p in root.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    for page in range(1, GRAPH.pages):
+        content[page * PAGE_BYTES + 99] ^= 1
+    largest.write_bytes(content)
+    result = replay(trace, settings)
+    assert result["verify"]["corrupt_pages"] > 0
+
+
+def store(path: Path, key: bytes, payload: np.ndarray) -> OriginSettings:
+    options = MappingProxyType({"root": str(path)})
+
+    async def put() -> None:
+        backend = await open_backend("file", options, PAGE_BYTES)
+        counts = np.array([len(payload)], np.uint32)
+        assert not (await backend.put(ObjectBatch((key,), counts, payload))).status.any()
+        await backend.close()
+
+    path.mkdir()
+    asyncio.run(put())
+    return OriginSettings("file", options)
+
+
+def test_an_object_that_kvtier_did_not_store_cannot_be_verified(tmp_path: Path) -> None:
+    trace = write_graph_search(tmp_path / "graph.parquet")
+    foreign = np.full((GRAPH.pages, PAGE_BYTES), 7, np.uint8)
+    origin = store(tmp_path / "origin", GRAPH.key, foreign)
+    with pytest.raises(SettingsError, match="verify_share = 0"):
+        replay(trace, small(origin=origin))
+    unverified = replace(small().replay, verify_share=0.0)
+    result = replay(trace, small(origin=origin, replay=unverified))
+    assert result["demand"]["delivered"] == result["demand"]["reads"]
+
+
+def test_an_object_of_the_same_name_but_shorter_is_refused(tmp_path: Path) -> None:
+    trace = write_graph_search(tmp_path / "graph.parquet")
+    origin = store(tmp_path / "origin", GRAPH.key, np.zeros((2, PAGE_BYTES), np.uint8))
+    with pytest.raises(SettingsError, match="has 2 pages, the trace reads 3000"):
+        replay(trace, small(origin=origin))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (small(page_bytes=512), "set page_bytes = 4096"),
+        (small(origin=None), "configure an .origin."),
+        (small(origin=OriginSettings("memorry")), "memory"),
+    ],
+)
+def test_settings_that_do_not_fit_the_trace_are_refused(
+    tmp_path: Path, settings: Settings, message: str
+) -> None:
+    trace = write_graph_search(tmp_path / "graph.parquet")
+    with pytest.raises(KvtierError, match=message):
+        replay(trace, settings)

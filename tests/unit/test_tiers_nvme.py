@@ -1,0 +1,388 @@
+"""The tier on a drive: what is read is what was written, or it is FAILED. On real files."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kvtier.errors import ClosedError, DeviceError
+from kvtier.io import ENGINE_NAMES
+from kvtier.pages import I64, U8, U64, PageStatus
+from kvtier.rows import aligned_rows
+from kvtier.settings import TierSettings
+from kvtier.tiers import NvmeTier, open_tier
+
+PAGE_BYTES = 4096
+SLOTS = 64
+OK, FAILED = PageStatus.OK, PageStatus.FAILED
+
+
+@pytest.fixture(params=ENGINE_NAMES)
+def engine(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "pages"
+
+
+@asynccontextmanager
+async def opened(
+    path: Path | None, engine: Any = "threads", page_bytes: int = PAGE_BYTES
+) -> AsyncIterator[NvmeTier]:
+    wanted = TierSettings("nvme", SLOTS * page_bytes, path=path, engine=engine, queue_depth=4)
+    tier = await open_tier(wanted, page_bytes, seed=1, device="cpu")
+    assert isinstance(tier, NvmeTier)
+    try:
+        yield tier
+    finally:
+        await tier.close()
+
+
+def random_pages(count: int, page_bytes: int = PAGE_BYTES) -> U8:
+    pages = aligned_rows(count, page_bytes)
+    pages[:] = np.random.default_rng(1).integers(0, 256, pages.shape, np.uint8)
+    return pages
+
+
+def ids(slots: I64) -> U64:
+    return (slots + (7 << 32)).astype(np.uint64)
+
+
+async def fill(tier: NvmeTier) -> U8:
+    """Write every slot; the page in slot s is row s."""
+    slots = np.arange(SLOTS)
+    pages = random_pages(SLOTS)
+    assert not (await tier.write(slots, ids(slots), pages, slots)).any()
+    return pages
+
+
+async def read(tier: NvmeTier, slots: I64, page_ids: U64 | None = None) -> tuple[U8, U8]:
+    """Read slots one by one; their status and pages."""
+    out = aligned_rows(len(slots), PAGE_BYTES)
+    rows = np.arange(len(slots))
+    wanted = ids(slots) if page_ids is None else page_ids
+    status = await tier.read(slots, np.ones_like(slots), rows, out, wanted, slots, rows)
+    return status, out
+
+
+def edit(path: Path, offset: int, content: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(content)
+
+
+def page_at(path: Path, slot: int) -> bytes:
+    return path.read_bytes()[slot * PAGE_BYTES : (slot + 1) * PAGE_BYTES]
+
+
+@pytest.mark.asyncio
+async def test_written_pages_are_read_back(path: Path, engine: Any) -> None:
+    async with opened(path, engine) as tier:
+        pages = await fill(tier)
+        slots = np.random.default_rng(3).permutation(SLOTS)
+        status, out = await read(tier, slots)
+    assert not status.any()
+    np.testing.assert_array_equal(out, pages[slots])
+    assert (tier.io_errors, tier.corrupt_pages) == (0, 0)
+
+
+@pytest.mark.asyncio
+async def test_an_extent_brings_several_pages_and_only_those_wanted_are_verified(
+    path: Path, engine: Any
+) -> None:
+    async with opened(path, engine) as tier:
+        source = random_pages(3)
+        written = np.array([10, 11, 13])
+        assert not (await tier.write(written, ids(written), source, np.arange(3))).any()
+        out = aligned_rows(8, PAGE_BYTES)
+        status = await tier.read(
+            np.array([10]), np.array([4]), np.array([2]), out,
+            ids(written), written, np.array([2, 3, 5]),
+        )  # fmt: skip
+    assert status.tolist() == [OK, OK, OK]
+    np.testing.assert_array_equal(out[[2, 3, 5]], source)
+
+
+@pytest.mark.asyncio
+async def test_rows_and_slots_need_not_be_in_order(path: Path) -> None:
+    source = random_pages(8)
+    slots, rows = np.array([3, 4, 9, 8, 20]), np.array([5, 6, 7, 0, 2])
+    async with opened(path) as tier:
+        assert not (await tier.write(slots, ids(slots), source, rows)).any()
+        status, out = await read(tier, slots)
+    assert not status.any()
+    np.testing.assert_array_equal(out, source[rows])
+
+
+@pytest.mark.asyncio
+async def test_a_source_that_is_not_aligned_is_written_all_the_same(
+    path: Path, engine: Any
+) -> None:
+    source = np.empty(SLOTS * PAGE_BYTES + 1, np.uint8)[1:].reshape(SLOTS, PAGE_BYTES)
+    source[:] = random_pages(SLOTS)
+    slots = np.random.default_rng(4).permutation(SLOTS)
+    async with opened(path, engine) as tier:
+        assert not (await tier.write(slots, ids(slots), source, slots)).any()
+        status, out = await read(tier, slots)
+    assert not status.any()
+    np.testing.assert_array_equal(out, source[slots])
+
+
+@pytest.mark.asyncio
+async def test_an_unaligned_source_may_be_larger_than_the_staging(path: Path) -> None:
+    page_bytes = 512 << 10
+    source = np.empty(SLOTS * page_bytes + 1, np.uint8)[1:].reshape(SLOTS, page_bytes)
+    source[:] = np.arange(SLOTS, dtype=np.uint8)[:, None]
+    slots = np.arange(SLOTS)
+    async with opened(path, page_bytes=page_bytes) as tier:
+        assert not (await tier.write(slots, ids(slots), source, slots)).any()
+    assert path.read_bytes() == source.tobytes()
+
+
+@pytest.mark.asyncio
+async def test_large_pages_are_verified_too(path: Path) -> None:
+    """Their checksums are made in a thread."""
+    page_bytes = 2 << 20
+    source = random_pages(4, page_bytes)
+    out = aligned_rows(4, page_bytes)
+    slots = np.arange(4)
+    async with opened(path, page_bytes=page_bytes) as tier:
+        assert not (await tier.write(slots, ids(slots), source, slots)).any()
+        edit(path, 3 * page_bytes - 1, bytes([~source[2, -1] & 0xFF]))
+        status = await tier.read(
+            np.array([0]), np.array([4]), np.array([0]), out, ids(slots), slots, slots
+        )
+    assert status.tolist() == [OK, OK, FAILED, OK]
+
+
+@pytest.mark.asyncio
+async def test_a_flipped_bit_fails_its_page_alone(path: Path, engine: Any) -> None:
+    async with opened(path, engine) as tier:
+        pages = await fill(tier)
+        edit(path, 5 * PAGE_BYTES + 99, bytes([pages[5, 99] ^ 1]))
+        status, _ = await read(tier, np.array([4, 5, 6]))
+        assert status.tolist() == [OK, FAILED, OK]
+        assert (tier.io_errors, tier.corrupt_pages) == (0, 1)
+
+
+@pytest.mark.asyncio
+async def test_pages_that_changed_places_fail(path: Path, engine: Any) -> None:
+    async with opened(path, engine) as tier:
+        await fill(tier)
+        here, there = page_at(path, 2), page_at(path, 3)
+        edit(path, 2 * PAGE_BYTES, there + here)
+        status, _ = await read(tier, np.array([1, 2, 3]))
+        assert status.tolist() == [OK, FAILED, FAILED]
+        # Nor is a page in the wrong place taken for itself by asking for it there.
+        status, _ = await read(tier, np.array([2, 3]), ids(np.array([3, 2])))
+        assert status.tolist() == [FAILED, FAILED]
+
+
+@pytest.mark.asyncio
+async def test_a_truncated_file_fails_the_pages_that_are_gone(path: Path, engine: Any) -> None:
+    async with opened(path, engine) as tier:
+        await fill(tier)
+        with path.open("r+b") as file:
+            file.truncate(10 * PAGE_BYTES + 512)
+        out = aligned_rows(5, PAGE_BYTES)
+        slots = np.arange(8, 13)
+        rows = np.arange(5)
+        status = await tier.read(
+            np.array([8]), np.array([5]), np.array([0]), out, ids(slots), slots, rows
+        )
+        assert status.tolist() == [OK, OK, FAILED, FAILED, FAILED]
+        assert (tier.io_errors, tier.corrupt_pages) == (1, 0)
+
+
+@pytest.mark.asyncio
+async def test_a_lost_page_is_not_taken_from_what_the_memory_held_before(path: Path) -> None:
+    async with opened(path) as tier:
+        pages = await fill(tier)
+        with path.open("r+b") as file:
+            file.truncate(0)
+        slots = np.array([1])
+        status = await tier.read(slots, np.array([1]), slots, pages, ids(slots), slots, slots)
+        assert status.tolist() == [FAILED]
+
+
+@pytest.mark.asyncio
+async def test_a_slot_never_written_fails(path: Path, engine: Any) -> None:
+    async with opened(path, engine) as tier:
+        status, _ = await read(tier, np.array([0, 63]))
+        assert status.tolist() == [FAILED, FAILED]
+
+
+@pytest.mark.asyncio
+async def test_a_slot_answers_only_for_the_page_last_written_to_it(path: Path) -> None:
+    slot = np.array([17])
+    first, second = np.array([1], np.uint64), np.array([2], np.uint64)
+    pages = random_pages(2)
+    async with opened(path) as tier:
+        await tier.write(slot, first, pages, np.array([0]))
+        await tier.write(slot, second, pages, np.array([1]))
+        assert (await read(tier, slot, first))[0].tolist() == [FAILED]
+        status, out = await read(tier, slot, second)
+        assert status.tolist() == [OK]
+        np.testing.assert_array_equal(out[0], pages[1])
+
+
+@pytest.mark.asyncio
+async def test_a_failed_write_is_told_page_by_page(path: Path, engine: Any) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    slots = np.array([2, 8, 3, 50])
+    async with opened(path, engine) as tier:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8 * PAGE_BYTES, before[1]))
+        try:
+            status = await tier.write(slots, ids(slots), random_pages(4), np.arange(4))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert status.tolist() == [OK, FAILED, OK, FAILED]
+        assert tier.io_errors == 2
+        assert (await read(tier, slots))[0].tolist() == [OK, FAILED, OK, FAILED]
+
+
+@pytest.mark.asyncio
+async def test_empty_batches_are_allowed(path: Path, engine: Any) -> None:
+    none = np.empty(0, np.int64)
+    async with opened(path, engine) as tier:
+        assert len(await tier.write(none, ids(none), random_pages(1), none)) == 0
+        assert len((await read(tier, none))[0]) == 0
+
+
+@pytest.mark.asyncio
+async def test_reads_and_writes_of_different_slots_may_overlap(path: Path, engine: Any) -> None:
+    async with opened(path, engine) as tier:
+        pages = await fill(tier)
+        low, high = np.arange(32), np.arange(32, 64)
+        answers = await asyncio.gather(
+            read(tier, low),
+            tier.write(high, ids(high), pages, low),
+            read(tier, low[::-1].copy()),
+        )
+        status, out = await read(tier, high)
+    assert not answers[0][0].any()
+    assert not answers[1].any()
+    assert not answers[2][0].any()
+    np.testing.assert_array_equal(answers[0][1], pages[:32])
+    np.testing.assert_array_equal(answers[2][1], pages[31::-1])
+    assert not status.any()
+    np.testing.assert_array_equal(out, pages[:32])
+
+
+@pytest.mark.asyncio
+async def test_a_cancelled_read_leaves_memory_alone_once_it_has_raised(path: Path) -> None:
+    out = aligned_rows(SLOTS, PAGE_BYTES)
+    slots = np.arange(SLOTS)
+    async with opened(path) as tier:
+        await fill(tier)
+        reading = asyncio.ensure_future(
+            tier.read(slots, np.ones_like(slots), slots, out, ids(slots), slots, slots)
+        )
+        await asyncio.sleep(0)  # the batch is under way
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        out[:] = 0
+    assert not out.any()
+
+
+@pytest.mark.asyncio
+async def test_a_closed_tier_refuses(path: Path) -> None:
+    async with opened(path) as tier:
+        await tier.close()
+        with pytest.raises(ClosedError):
+            await read(tier, np.array([0]))
+
+
+@pytest.mark.asyncio
+async def test_a_second_cache_cannot_take_the_file(path: Path) -> None:
+    async with opened(path) as tier:
+        pages = await fill(tier)
+        with pytest.raises(DeviceError, match="in use by another cache"):
+            async with opened(path):
+                pass
+        status, out = await read(tier, np.array([0]))
+        assert status.tolist() == [OK]
+        np.testing.assert_array_equal(out[0], pages[0])
+
+
+@pytest.mark.asyncio
+async def test_nothing_of_an_earlier_opening_is_believed(path: Path) -> None:
+    async with opened(path) as tier:
+        await fill(tier)
+    content = path.read_bytes()
+    async with opened(path) as tier:
+        edit(path, 0, content)
+        status, _ = await read(tier, np.arange(SLOTS))
+        assert (status == FAILED).all()
+
+
+@pytest.mark.asyncio
+async def test_a_temporary_file_leaves_no_name_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: Any
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    async with opened(None, engine) as tier:
+        pages = await fill(tier)
+        assert not list(tmp_path.iterdir())
+        status, out = await read(tier, np.arange(SLOTS))
+    assert not status.any()
+    np.testing.assert_array_equal(out, pages)
+
+
+@pytest.mark.asyncio
+async def test_no_place_for_a_temporary_file_is_a_device_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(DeviceError, match="set TMPDIR, or give the tier a path"):
+        async with opened(None):
+            pass
+
+
+@pytest.mark.asyncio
+async def test_a_path_in_a_missing_directory_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere" / "pages"
+    with pytest.raises(DeviceError, match=f"cannot create {path}.*make its directory first"):
+        async with opened(path):
+            pass
+
+
+@settings(
+    deadline=None,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # each example makes a new file
+)
+@given(
+    damage=st.lists(
+        st.tuples(st.integers(0, SLOTS * PAGE_BYTES - 1), st.binary(min_size=1, max_size=3000)),
+        max_size=6,
+    )
+)
+def test_whatever_happens_to_the_file_a_page_is_right_or_failed(
+    path: Path, damage: list[tuple[int, bytes]]
+) -> None:
+    async def damage_and_read() -> None:
+        async with opened(path) as tier:
+            pages = await fill(tier)
+            for offset, content in damage:
+                edit(path, offset, content[: SLOTS * PAGE_BYTES - offset])
+            held = np.frombuffer(path.read_bytes(), np.uint8).reshape(SLOTS, PAGE_BYTES)
+            status, out = await read(tier, np.arange(SLOTS))
+        intact = (held == pages).all(axis=1)
+        np.testing.assert_array_equal(status, np.where(intact, OK, FAILED))
+        np.testing.assert_array_equal(out[intact], pages[intact])
+
+    asyncio.run(damage_and_read())

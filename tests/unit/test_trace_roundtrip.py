@@ -1,0 +1,199 @@
+"""What is written is what is read."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvtier.errors import TraceError
+from kvtier.trace import (
+    PageBatch,
+    PageRequest,
+    PageTrace,
+    Request,
+    RequestTrace,
+    TraceMetadata,
+    TraceObject,
+    open_trace,
+    write_page_io,
+    write_requests,
+)
+from kvtier.trace.metadata import decode_metadata, encode_metadata
+from kvtier.trace.records import encode_runs, expand_runs
+
+U32_MAX = (1 << 32) - 1
+U64_MAX = (1 << 64) - 1
+TIME_MAX = (1 << 63) - 1
+
+u32s = st.integers(0, U32_MAX)
+# Ids from a small range fall into runs; ids at the top must not wrap into one.
+block_ids = st.one_of(
+    st.lists(st.integers(0, 12), min_size=1, max_size=30),
+    st.lists(st.integers(U64_MAX - 3, U64_MAX), min_size=1, max_size=8),
+    st.lists(st.sampled_from([0, 1, U64_MAX]), min_size=1, max_size=8),
+)
+
+
+@st.composite
+def request_lists(draw: st.DrawFn) -> list[Request]:
+    times = sorted(draw(st.lists(st.integers(0, TIME_MAX), min_size=1, max_size=12)))
+    return [
+        Request(
+            t_ns=t_ns,
+            session=draw(u32s),
+            parent=draw(st.integers(-1, number - 1)),
+            turn=draw(u32s),
+            model=draw(st.sampled_from(["", "llama-3-8b", "ünï"])),
+            in_tokens=draw(u32s),
+            out_tokens=draw(u32s),
+            block_ids=np.array(draw(block_ids), np.uint64),
+        )
+        for number, t_ns in enumerate(times)
+    ]
+
+
+OBJECTS = (TraceObject(b"a/b", 7), TraceObject(b"\xff\x00%", U32_MAX))
+
+
+@st.composite
+def page_batches(draw: st.DrawFn, t_ns: int) -> PageBatch:
+    count = draw(st.integers(1, 5))
+    objects, pages, counts = [], [], []
+    for _ in range(count):
+        index = draw(st.integers(0, len(OBJECTS) - 1))
+        page = draw(st.integers(0, OBJECTS[index].pages - 1))
+        objects.append(index)
+        pages.append(page)
+        counts.append(draw(st.integers(1, min(OBJECTS[index].pages - page, 1 << 20))))
+    op = draw(st.sampled_from([0, 1]))
+    u32 = (np.array(column, np.uint32) for column in (objects, pages, counts))
+    return PageBatch(op, t_ns, *u32)
+
+
+@st.composite
+def page_request_lists(draw: st.DrawFn) -> list[PageRequest]:
+    begun = sorted(draw(st.lists(st.integers(0, 1 << 40), min_size=1, max_size=6)))
+    requests = []
+    for number, t_ns in enumerate(begun):
+        gaps = draw(st.lists(st.integers(0, 1 << 20), max_size=3))
+        times = np.cumsum([t_ns, *gaps]).tolist()
+        batches = tuple(draw(page_batches(time)) for time in times)
+        requests.append(PageRequest(number, t_ns, batches))
+    return requests
+
+
+REQUESTS = TraceMetadata(kind="requests", block_tokens=16, id_scope="global")
+PAGE_IO = TraceMetadata(kind="page_io", page_bytes=4096, objects=OBJECTS)
+
+
+def as_values(record: Request | PageBatch) -> list[object]:
+    values = [getattr(record, name) for name in record.__slots__]
+    return [value.tolist() if isinstance(value, np.ndarray) else value for value in values]
+
+
+@settings(deadline=None, max_examples=60)
+@given(request_lists())
+def test_requests_round_trip(written: list[Request]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "t.parquet")
+        summary = write_requests(path, REQUESTS, written)
+        trace = open_trace(path)
+        assert isinstance(trace, RequestTrace)
+        assert trace.metadata == REQUESTS
+        assert trace.request_count == summary.requests == len(written)
+        assert summary.references == sum(len(request.block_ids) for request in written)
+        read = list(trace.requests())
+    assert [as_values(request) for request in read] == [as_values(request) for request in written]
+
+
+@settings(deadline=None, max_examples=60)
+@given(page_request_lists())
+def test_page_io_round_trip(written: list[PageRequest]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "t.parquet")
+        summary = write_page_io(path, PAGE_IO, written)
+        trace = open_trace(path)
+        assert isinstance(trace, PageTrace)
+        assert trace.objects == OBJECTS
+        assert trace.page_bytes == 4096
+        assert trace.request_count == summary.requests == len(written)
+        read = list(trace.requests())
+    for before, after in zip(written, read, strict=True):
+        assert (after.request, after.t_ns) == (before.request, before.t_ns)
+        assert list(map(as_values, after.batches)) == list(map(as_values, before.batches))
+
+
+def test_a_request_that_spans_reading_batches_stays_whole(tmp_path: Path) -> None:
+    sizes = [5, 20_000, 1, 40_000, 3]
+    requests = [
+        PageRequest(number, number, (batch_of(size, t_ns=number), batch_of(size, t_ns=number)))
+        for number, size in enumerate(sizes)
+    ]
+    metadata = TraceMetadata(
+        kind="page_io", page_bytes=512, objects=(TraceObject(b"file", 1 << 20),)
+    )
+    write_page_io(tmp_path / "t.parquet", metadata, requests)
+    read = open_trace(tmp_path / "t.parquet").requests()
+    assert [[len(batch) for batch in request.batches] for request in read] == [
+        [size, size] for size in sizes
+    ]
+
+
+def batch_of(size: int, t_ns: int) -> PageBatch:
+    pages = np.arange(size, dtype=np.uint32)
+    return PageBatch(0, t_ns, np.zeros_like(pages), pages, np.ones_like(pages))
+
+
+def test_a_limit_reads_the_first_requests_only(tmp_path: Path) -> None:
+    requests = [Request(i, i, -1, 0, "", 16, 1, np.array([i], np.uint64)) for i in range(2000)]
+    write_requests(tmp_path / "t.parquet", REQUESTS, requests)
+    trace = open_trace(tmp_path / "t.parquet")
+    assert [request.session for request in trace.requests(3)] == [0, 1, 2]
+    assert list(trace.requests(0)) == []
+    assert sum(1 for _ in trace.requests(5000)) == 2000
+
+
+def test_a_negative_limit_is_refused(tmp_path: Path) -> None:
+    request = Request(0, 0, -1, 0, "", 16, 1, np.array([1], np.uint64))
+    write_requests(tmp_path / "t.parquet", REQUESTS, [request])
+    with pytest.raises(TraceError, match="limit of -1"):
+        open_trace(tmp_path / "t.parquet").requests(-1)
+
+
+@settings(deadline=None, max_examples=200)
+@given(block_ids)
+def test_runs_round_trip(ids: list[int]) -> None:
+    starts, lengths = encode_runs(np.array(ids, np.uint64))
+    assert expand_runs(starts, lengths).tolist() == ids
+
+
+def test_neighbouring_ids_become_one_run() -> None:
+    starts, lengths = encode_runs(np.array([5, 6, 7, 9, 10, 3], np.uint64))
+    assert starts.tolist() == [5, 9, 3]
+    assert lengths.tolist() == [3, 2, 1]
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.binary(min_size=1, max_size=20), min_size=1, max_size=9, unique=True),
+    st.lists(st.text(), max_size=3),
+    st.text(),
+)
+def test_metadata_round_trips(keys: list[bytes], synthetic: list[str], provenance: str) -> None:
+    metadata = TraceMetadata(
+        kind="page_io",
+        page_bytes=4096,
+        objects=tuple(TraceObject(key, 1 + i) for i, key in enumerate(keys)),
+        licence="CC0-1.0",
+        source="somewhere",
+        source_sha256="ab" * 32,
+        time_quantum_ns=1000,
+        synthetic=tuple(text.encode(errors="ignore").decode() for text in synthetic),
+        provenance=provenance.encode(errors="ignore").decode(),
+    )
+    assert decode_metadata(encode_metadata(metadata)) == metadata
