@@ -90,10 +90,8 @@ def _prefetch_set(table: SlotTable, page_id: np.uint64) -> None:
     first = _first_slot(table, fmix64(page_id ^ table.seed_word))
     prefetch(table.digests, first)
     prefetch(table.states, first)
-    # One request per cache line: 8 tags or 16 stamps.
     for slot in range(first, first + table.ways, 8):
         prefetch(table.tags, slot)
-    for slot in range(first, first + table.ways, 16):
         prefetch(table.stamps, slot)
 
 

@@ -153,11 +153,11 @@ def _whole(fields: dict[str, Any], name: str) -> int:
 
 
 def _time_ns(fields: dict[str, Any]) -> int:
-    value = _value(fields, "timestamp")
+    value: int | float = _value(fields, "timestamp")
     number = type(value) is int or (type(value) is float and math.isfinite(value))
     if not number or not 0 <= value <= _TIME_MS_MAX:
         raise TraceError(f"timestamp is {value!r:.40}; it must be milliseconds, 0 or more")
-    return int(round(value * _NS_PER_MS))
+    return round(value * _NS_PER_MS)
 
 
 def _block_ids(fields: dict[str, Any]) -> U64:

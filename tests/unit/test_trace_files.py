@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -295,4 +294,4 @@ def test_metadata_of_the_other_kind(tmp_path: Path) -> None:
 def test_the_file_has_the_permissions_of_any_new_file(trace_file: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.touch()
-    assert os.stat(trace_file).st_mode == os.stat(other).st_mode
+    assert trace_file.stat().st_mode == other.stat().st_mode
