@@ -1,8 +1,9 @@
 """The I/O engines on one file: ``threads`` (kvtier) beside aiofiles (peer) and fio (limit).
 
-Batches of random 4 KiB reads and writes with O_DIRECT at the same queue depth, the contenders taking
-turns. Every page read in the first round is compared with the pattern that was written. Without fio
-on the PATH the limit is null.
+Batches of random 4 KiB reads and writes, one batch after the other, with O_DIRECT; the contenders
+take turns. fio keeps as many operations in flight as the batch allows, without a pause between
+batches. Before anything is timed, a sample of pages is compared with the pattern that was written.
+Without fio on the PATH the limit is null.
 
     python bench/io.py [--quick] [--json FILE] [--directory DIR]
 """
@@ -51,7 +52,7 @@ class Scale:
     fio_s: float
 
 
-QUICK = Scale(file_pages=1 << 14, round_pages=1 << 12, rounds=5, fio_s=0.5)
+QUICK = Scale(file_pages=1 << 14, round_pages=1 << 12, rounds=3, fio_s=0.5)
 FULL = Scale(file_pages=1 << 18, round_pages=1 << 15, rounds=15, fio_s=2)
 
 
@@ -126,7 +127,7 @@ async def measure(
             pages = rng.integers(0, scale.file_pages, (scale.round_pages // batch, batch))
             rates[name].append(await turn(engine, operation, pages))
         if shutil.which("fio"):
-            rates["fio"].append(fio_iops(directory / "threads", operation, scale))
+            rates["fio"].append(fio_iops(directory / "threads", operation, batch, scale))
     median = {name: statistics.median(samples) for name, samples in rates.items() if samples}
     ours, peer, limit = median["threads"], median["aiofiles"], median.get("fio")
     return {
@@ -154,16 +155,19 @@ async def turn(engine: FileEngine, operation: str, batches: I64) -> float:
     return batches.size / (time.perf_counter() - start)
 
 
-def fio_iops(path: Path, operation: str, scale: Scale) -> float:
-    """IOPS of fio on the same file, the whole depth kept busy all the time."""
+def fio_iops(path: Path, operation: str, batch: int, scale: Scale) -> float:
+    """IOPS of fio on the same file, the depth that a batch has kept busy all the time."""
+    depth = min(batch, QUEUE_DEPTH)
     command = [
         *("fio", "--name=limit", f"--filename={path}", f"--rw=rand{operation}"),
-        *(f"--bs={PAGE_BYTES}", "--direct=1", "--ioengine=io_uring", f"--iodepth={QUEUE_DEPTH}"),
+        *(f"--bs={PAGE_BYTES}", "--direct=1", "--ioengine=io_uring", f"--iodepth={depth}"),
         *("--time_based", f"--runtime={scale.fio_s:g}s", "--output-format=json"),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"bench/io.py: fio failed: {done.stderr.strip()}")
+        raise SystemExit(
+            f"bench/io.py: fio failed: {done.stderr.strip()}; take it off the PATH to run without"
+        )
     return float(json.loads(done.stdout)["jobs"][0][operation]["iops"])
 
 

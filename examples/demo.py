@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from kvtier.report import print_side_by_side
+from kvtier.report.side_by_side import differing_decisions, print_side_by_side
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE / "demo.toml"

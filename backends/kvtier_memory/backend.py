@@ -26,9 +26,10 @@ from kvtier.pages import U8, PageStatus, check_page_bytes
 
 
 class _Object(NamedTuple):
-    pages: U8
-    """u8[pages, page_bytes], never written again."""
+    pages: int
     version: int
+    payload: memoryview
+    """The bytes of its pages, never written again."""
 
 
 class MemoryBackend(Backend):
@@ -67,7 +68,7 @@ class MemoryBackend(Backend):
         check_keys(keys, self.capability)
         found = [self._objects.get(key) for key in keys]
         return ObjectStats(
-            pages=np.array([len(one.pages) if one else -1 for one in found], np.int64),
+            pages=np.array([one.pages if one else -1 for one in found], np.int64),
             versions=np.array([one.version if one else 0 for one in found], np.uint64),
         )
 
@@ -76,7 +77,7 @@ class MemoryBackend(Backend):
         check_extents(batch, out, self._page_bytes, self.capability)
         status = empty_status(len(batch))
         wanted = [
-            self._pages_of(key, version)
+            self._payload_of(key, version)
             for key, version in zip(batch.keys, batch.versions.tolist(), strict=True)
         ]
         extents = zip(
@@ -86,14 +87,17 @@ class MemoryBackend(Backend):
             batch.row.tolist(),
             strict=True,
         )
+        # Slices of memoryviews: a third of the cost of slices of arrays.
+        rows, page_bytes = out.reshape(-1).data, self._page_bytes
         for index, (key, first, count, row) in enumerate(extents):
-            pages = wanted[key]
-            if pages is None:
+            payload = wanted[key]
+            start, stop = first * page_bytes, (first + count) * page_bytes
+            if payload is None:
                 status[index] = PageStatus.ABSENT
-            elif first + count > len(pages):
+            elif stop > len(payload):
                 status[index] = PageStatus.FAILED
             else:
-                out[row : row + count] = pages[first : first + count]
+                rows[row * page_bytes : (row + count) * page_bytes] = payload[start:stop]
         return status
 
     async def put(self, batch: ObjectBatch) -> PutResult:
@@ -121,7 +125,7 @@ class MemoryBackend(Backend):
             if old is None:
                 status[index] = PageStatus.ABSENT
             else:
-                self._used_bytes -= old.pages.nbytes
+                self._used_bytes -= len(old.payload)
         return status
 
     async def keys(self) -> AsyncIterator[bytes]:
@@ -134,20 +138,21 @@ class MemoryBackend(Backend):
         self._closed = True
         self._objects.clear()
 
-    def _pages_of(self, key: bytes, version: int) -> U8 | None:
+    def _payload_of(self, key: bytes, version: int) -> memoryview | None:
         """The pages of ``key``, if it has that version."""
         held = self._objects.get(key)
-        return held.pages if held is not None and held.version == version else None
+        return held.payload if held is not None and held.version == version else None
 
     def _keep(self, key: bytes, pages: U8) -> int:
         """Hold a copy of ``pages``; returns its version, 0 where there is no room."""
         old = self._objects.get(key)
-        used_bytes = self._used_bytes + pages.nbytes - (old.pages.nbytes if old else 0)
+        used_bytes = self._used_bytes + pages.nbytes - (len(old.payload) if old else 0)
         if self._capacity_bytes is not None and used_bytes > self._capacity_bytes:
             return 0
         self._used_bytes = used_bytes
         self._version += 1
-        self._objects[key] = _Object(pages.copy(), self._version)
+        payload = memoryview(pages.tobytes())
+        self._objects[key] = _Object(len(pages), self._version, payload)
         return self._version
 
     def _check_open(self) -> None:

@@ -43,16 +43,18 @@ class Placement:
             return []
         last = first + pages
         breaks = np.flatnonzero(first[1:] != last[:-1])
+        if len(breaks) == 0:
+            return [self._run(int(first[0]), int(last[-1]))]
         if len(breaks) * _RUN_BYTES_MIN > payload_bytes:
             self._rows = _rows_of(first, pages)
             self._apart = np.empty((len(self._rows), page_bytes), np.uint8)
             return [self._apart.reshape(-1).data]
-        starts = first[np.concatenate(([0], breaks + 1))] * page_bytes
-        stops = last[np.concatenate((breaks, [len(last) - 1]))] * page_bytes
-        flat = self._out.reshape(-1).data
-        return [
-            flat[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)
-        ]
+        starts = first[np.concatenate(([0], breaks + 1))].tolist()
+        stops = last[np.concatenate((breaks, [len(last) - 1]))].tolist()
+        return [self._run(start, stop) for start, stop in zip(starts, stops, strict=True)]
+
+    def _run(self, start: int, stop: int) -> memoryview:
+        return self._out[start:stop].reshape(-1).data
 
     def finish(self) -> None:
         """The payload is complete."""

@@ -108,6 +108,7 @@ class _Batch:
     """A batch under way; the thread that ends its last share wakes the event loop."""
 
     __slots__ = (
+        "_address",
         "_error",
         "_fd",
         "_left",
@@ -122,7 +123,8 @@ class _Batch:
     def __init__(self, writing: bool, fd: int, memory: U8, table: I64, shares: int) -> None:
         self._writing = writing
         self._fd = fd
-        self._memory = memory
+        self._memory = memory  # kept alive until the batch has ended
+        self._address = memory.ctypes.data
         self._table = table
         self._left = shares
         self._error: BaseException | None = None
@@ -132,10 +134,12 @@ class _Batch:
 
     def move(self, first: int, last: int) -> None:
         """Do one share, in a worker's thread."""
-        address, row_bytes = self._memory.ctypes.data, self._memory.shape[1]
+        row_bytes = self._memory.shape[1]
         error = None
         try:
-            move_extents(self._writing, self._fd, address, row_bytes, self._table, first, last)
+            move_extents(
+                self._writing, self._fd, self._address, row_bytes, self._table, first, last
+            )
         except BaseException as unexpected:  # whoever waits for the batch gets it
             error = unexpected
         with self._lock:

@@ -43,7 +43,8 @@ async def temporary_origin(settings: Settings, stored_bytes: int) -> AsyncIterat
         )
     assert settings.origin is not None
     with tempfile.TemporaryDirectory(prefix="kvtier-origin-") as root:
-        options = MappingProxyType({**settings.origin.options, "root": root})
+        # What is removed at the end need not outlive a crash.
+        options = MappingProxyType({"sync": False, **settings.origin.options, "root": root})
         yield replace(settings, origin=replace(settings.origin, options=options))
 
 

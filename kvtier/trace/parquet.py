@@ -35,8 +35,12 @@ def open_parquet(path: Path) -> Any:
     if tail != _MAGIC:
         raise TraceError(f"{path}: truncated, its end is missing; get it again")
     try:
+        # pre_buffer, which is on by default, would hold all of the file's columns.
         return load_parquet().ParquetFile(
-            path, buffer_size=_READ_BUFFER_BYTES, page_checksum_verification=True
+            path,
+            pre_buffer=False,
+            buffer_size=_READ_BUFFER_BYTES,
+            page_checksum_verification=True,
         )
     except (load_pyarrow().ArrowException, OSError) as error:
         raise TraceError(f"{path}: damaged ({first_line(error)}); get it again") from error

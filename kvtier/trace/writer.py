@@ -19,9 +19,10 @@ from kvtier.trace.parquet import first_line
 from kvtier.trace.records import PageRequest, Request
 from kvtier.trace.schema import arrow_schema
 
-# What the writer holds in memory, and so what becomes one row group.
+# What the writer holds in memory and makes one row group. Arrow decodes a page of a column at once,
+# and a group may be one page: so these bound the reader as well.
 _GROUP_REQUESTS: Final = 1 << 13
-_GROUP_BLOCKS: Final = 1 << 21
+_GROUP_BLOCKS: Final = 1 << 19
 _GROUP_PAGE_ROWS: Final = 1 << 15
 _ZSTD_LEVEL: Final = 9
 

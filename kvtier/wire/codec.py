@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -99,16 +100,12 @@ class _Body:
         return np.frombuffer(self._body, kind, count, at)
 
     def keys(self, count: int) -> tuple[bytes, ...]:
-        lengths = self.array("<u2", count)
-        if count and not 0 < int(lengths.min()) <= int(lengths.max()) <= KEY_BYTES_MAX:
+        lengths: list[int] = self.array("<u2", count).tolist()
+        if count and not 0 < min(lengths) <= max(lengths) <= KEY_BYTES_MAX:
             raise self.error(f"has a key that is empty or longer than {KEY_BYTES_MAX} bytes")
-        ends = np.cumsum(lengths, dtype=np.int64)
-        first = self._take(int(ends[-1]) if count else 0)
+        stops = list(accumulate(lengths, initial=self._take(sum(lengths))))
         body = self._body
-        stops = (ends + first).tolist()
-        return tuple(
-            bytes(body[start:stop]) for start, stop in zip([first, *stops], stops, strict=False)
-        )
+        return tuple(bytes(body[start:stop]) for start, stop in pairwise(stops))
 
     def statuses(self, count: int) -> U8:
         status: U8 = self.array("u1", count)

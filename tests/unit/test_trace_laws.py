@@ -101,7 +101,7 @@ def test_a_file_of_another_writer_is_read(tmp_path: Path) -> None:
 
 def test_large_lists_and_dictionaries_are_read(tmp_path: Path) -> None:
     types = REQUEST_TYPES | {
-        "model": pa.dictionary(pa.int8(), pa.large_string()),
+        "model": pa.dictionary(pa.int8(), pa.string()),
         "run_start": pa.large_list(pa.uint64()),
     }
     write(tmp_path / "t.parquet", REQUESTS, request_columns(), types)

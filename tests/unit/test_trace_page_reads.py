@@ -92,7 +92,7 @@ def test_the_covering_pages_cover_and_no_page_is_spare(
     from kvtier.trace.columns import Place
     from kvtier.trace.page_reads import _extents
 
-    batch = pa.record_batch({"offset": [offset], "length": [length]})
+    batch = pa.RecordBatch.from_pydict({"offset": [offset], "length": [length]})
     first, count = (int(array[0]) for array in _extents(batch, page_bytes, Place(Path(), 0)))
     assert first * page_bytes <= offset < (first + 1) * page_bytes
     end = (first + count) * page_bytes
