@@ -60,14 +60,6 @@ def run(mode: str, trace: Path, url: str) -> dict[str, Any]:
     return result
 
 
-def decisions(result: dict[str, Any]) -> dict[str, Any]:
-    """What both runs must agree on: everything but time."""
-    keys = ("lookups", "hits", "device_reads", "device_writes", "evictions", "bypasses")
-    levels = {tier["name"]: {key: tier[key] for key in keys} for tier in result["tiers"]}
-    levels["origin"] = {key: result["origin"][key] for key in ("hits", "device_reads")}
-    return {"levels": levels, "coalescing": result["coalescing"], "writes": result["writes"]}
-
-
 def main() -> None:
     trace = Path(sys.argv[1]) if len(sys.argv) > 1 else SAMPLE
     root = OUT / "origin"
@@ -81,8 +73,9 @@ def main() -> None:
         shutil.rmtree(root)
     console = Console()
     print_side_by_side([replayed, simulated], console)
-    if decisions(replayed) != decisions(simulated):
-        raise SystemExit("demo: replay and simulate took different decisions")
+    differing = differing_decisions([replayed, simulated])
+    if differing:
+        raise SystemExit(f"demo: replay and simulate differ in {', '.join(differing)}")
     if replayed["verify"]["corrupt_pages"] or not replayed["verify"]["checked_pages"]:
         raise SystemExit("demo: the delivered bytes could not be verified")
     console.print(

@@ -3,26 +3,40 @@
 ``jit`` keeps the annotated type of the function, releases the GIL while the compiled code runs and
 keeps that code on disk. Two habits hold everywhere: a compiled call returns within 50 ms, so that
 Ctrl-C works, and u64 is never mixed with i64 (Numba would make a float of them).
+
+With ``NUMBA_DISABLE_JIT=1`` everything runs as plain Python, for a debugger.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar, cast
+from typing import Final, ParamSpec, TypeVar, cast
 
 import numba
+import numpy as np
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+JIT_DISABLED: Final = bool(getattr(numba.config, "DISABLE_JIT", 0))
+
 
 def jit(function: Callable[P, R]) -> Callable[P, R]:
     """Compile ``function`` at its first call, without the GIL; cached on disk."""
+    if JIT_DISABLED:
+        return _plain(function)
     compiled = numba.njit(nogil=True, cache=True, boundscheck=False)(function)
     return cast("Callable[P, R]", compiled)
 
 
 def jit_inline(function: Callable[P, R]) -> Callable[P, R]:
     """Like :func:`jit`, for a small function that is folded into the compiled caller."""
+    if JIT_DISABLED:
+        return _plain(function)
     compiled = numba.njit(nogil=True, inline="always", boundscheck=False)(function)
     return cast("Callable[P, R]", compiled)
+
+
+def _plain(function: Callable[P, R]) -> Callable[P, R]:
+    """NumPy's scalars warn where compiled integers wrap; both wrap alike."""
+    return cast("Callable[P, R]", np.errstate(over="ignore")(function))

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtier.errors import DeviceError
-from kvtier.jit import jit
+from kvtier.jit import JIT_DISABLED, jit
 from kvtier.pages import I64, U8
 
 CALL_BYTES_MAX: Final = 64 << 20
@@ -32,14 +32,13 @@ def _memcpy_in_python(target: np.uint64, source: np.uint64, count: np.uint64) ->
     ctypes.memmove(int(target), int(source), int(count))
 
 
-_WITHOUT_JIT = bool(numba.config.DISABLE_JIT)  # type: ignore[attr-defined] # set at run time
 _ADDRESS = numba.types.uint64
 
 # The C library's copy: slice assignment compiles to a loop that is about 30 % slower.
 _memcpy = cast(
     "Callable[[np.uint64, np.uint64, np.uint64], None]",
     _memcpy_in_python
-    if _WITHOUT_JIT
+    if JIT_DISABLED
     else numba.types.ExternalFunction("memcpy", _ADDRESS(_ADDRESS, _ADDRESS, _ADDRESS)),
 )
 

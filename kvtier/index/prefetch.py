@@ -10,6 +10,8 @@ from llvmlite import ir
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from kvtier.jit import JIT_DISABLED
+
 
 def _prefetch_in_python(array: NDArray[Any], index: int) -> None:
     """Nothing: a prefetch changes no value."""
@@ -35,10 +37,8 @@ def _prefetch_typed(_context: Any, array: Any, _index: Any) -> tuple[Any, Any]:
     return signature, generate
 
 
-_WITHOUT_JIT = bool(numba.config.DISABLE_JIT)  # type: ignore[attr-defined] # set at run time
-
 prefetch = cast(
     "Callable[[NDArray[Any], int], None]",
-    _prefetch_in_python if _WITHOUT_JIT else intrinsic(_prefetch_typed),
+    _prefetch_in_python if JIT_DISABLED else intrinsic(_prefetch_typed),
 )
 """``prefetch(array, index)``: start loading the cache line of ``array[index]`` (1-D, in bounds)."""

@@ -10,7 +10,7 @@ import numba
 import numpy as np
 
 from kvtier.io.engine import LENGTH, OFFSET, RESULT, ROW
-from kvtier.jit import jit
+from kvtier.jit import JIT_DISABLED, jit
 from kvtier.pages import I64
 
 _EINTR: Final = errno.EINTR
@@ -19,7 +19,7 @@ _EINVAL: Final = errno.EINVAL
 _pread: Any
 _pwrite: Any
 
-if getattr(numba.config, "DISABLE_JIT", 0):
+if JIT_DISABLED:
     _libc = ctypes.CDLL(None, use_errno=True)
     _pread, _pwrite = _libc.pread, _libc.pwrite
     for _function in (_pread, _pwrite):

@@ -80,6 +80,11 @@ class Server:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"tcp://{host}:{self.port}"
 
+    @property
+    def connections(self) -> int:
+        """Connections there are now."""
+        return len(self._export.connections)
+
     async def close(self, grace_s: float = _GRACE_S) -> None:
         """Accept nothing more, answer what was received, then close every connection.
 

@@ -13,8 +13,6 @@ NAMES = ("index_laws", "index_epochs", "index_hashing", "rows", "checksum", "pat
 def test_the_array_kernels_work_without_the_jit() -> None:
     """Their tests pass as plain Python too, as a debugger or a coverage tool needs it."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-x"]
-    # NumPy's scalars warn where the compiled ones wrap in silence.
-    command += ["-W", "ignore:overflow encountered:RuntimeWarning"]
     done = subprocess.run(
         command + [str(HERE / f"test_{name}.py") for name in NAMES],
         env=os.environ | {"NUMBA_DISABLE_JIT": "1"},

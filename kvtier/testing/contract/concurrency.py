@@ -91,7 +91,7 @@ class ConcurrencyContract(ContractBase):
 
     async def test_a_cancelled_read_leaves_out_alone_from_then_on(self, backend: Backend) -> None:
         # Larger than what a socket holds, so that a remote answer is cut off half received.
-        pages = self.make(b"a", self.pages_of(backend, 4 << 20))
+        pages = self.make(b"a", self.pages_of(backend, 6 << 20))
         await self.publish(backend, {b"a": pages})
         batch = await _in_pieces(backend, b"a")
         out = np.empty_like(pages)
@@ -112,7 +112,7 @@ class ConcurrencyContract(ContractBase):
             turns += 1 + turns // 8
 
     async def test_reads_beside_a_cancelled_one_are_not_disturbed(self, backend: Backend) -> None:
-        pages = self.make(b"a", self.pages_of(backend, 4 << 20))
+        pages = self.make(b"a", self.pages_of(backend, 2 << 20))
         await self.publish(backend, {b"a": pages})
         batch = await _in_pieces(backend, b"a")
         outs = [np.empty_like(pages) for _ in range(8)]
