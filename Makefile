@@ -3,9 +3,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 TRACE ?= traces/sample.parquet
 
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test test-lowest check format bench clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -32,6 +33,11 @@ demo: $(VENV)/base ## replay and simulate the sample trace (TRACE=mine.parquet f
 test: $(VENV)/test ## the whole test suite
 	$(BIN)/python -m pytest
 
+test-lowest: ## the suite with the oldest dependencies that are supported
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt --editable '.[test]'
+	$(LOWEST)/bin/python -m pytest
+
 check: $(VENV)/check ## lint, types, arrows between the packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,4 +52,4 @@ bench: $(VENV)/test ## benchmarks beside their peers and limits, in short
 	$(BIN)/python bench/hits.py --quick
 
 clean: ## remove everything that was made
-	rm -rf $(VENV) build
+	rm -rf $(VENV) $(LOWEST) build

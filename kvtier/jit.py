@@ -39,4 +39,4 @@ def jit_inline(function: Callable[P, R]) -> Callable[P, R]:
 
 def _plain(function: Callable[P, R]) -> Callable[P, R]:
     """NumPy's scalars warn where compiled integers wrap; both wrap alike."""
-    return cast("Callable[P, R]", np.errstate(over="ignore")(function))
+    return np.errstate(over="ignore")(function)

@@ -80,17 +80,18 @@ def make_page_ids(object_id: int, pages: NDArray[np.integer]) -> U64:
 
 
 def expand_runs(first: U64, counts: NDArray[np.integer]) -> U64:
-    """PageIds of runs of neighbouring pages, run after run.
+    """Ids of runs of neighbours (of pages, of blocks), run after run.
 
     Args:
-        first: u64[k], PageId of the first page of each run.
-        counts: integers[k], pages of each run.
+        first: u64[k], the id that each run begins with.
+        counts: integers[k], ids of each run.
     """
     lengths = counts.astype(np.int64)
-    ends = np.cumsum(lengths)
-    total = int(ends[-1]) if len(ends) else 0
-    inside = np.arange(total, dtype=np.int64) - np.repeat(ends - lengths, lengths)
-    return np.repeat(first, lengths) + inside.astype(np.uint64)
+    before = np.cumsum(lengths) - lengths
+    # u64 wraps: what is taken off here comes back with the row number.
+    ids: U64 = np.repeat(first - before.astype(np.uint64), lengths)
+    ids += np.arange(len(ids), dtype=np.uint64)
+    return ids
 
 
 def expand_objects(object_ids: U32, page_counts: NDArray[np.integer]) -> U64:

@@ -111,6 +111,7 @@ def _write_marker(marker: Path, layout: Layout, page_bytes: int) -> None:
         with os.fdopen(fd, "w") as file:
             file.write(text + "\n")
             file.flush()
+            os.fsync(fd)
             _check_times(fd, marker)
             with contextlib.suppress(FileExistsError):
                 marker.hardlink_to(path)

@@ -116,7 +116,7 @@ class ObjectFiles:
         try:
             Path(path).unlink()
             if self._sync:
-                _sync_folder(path)
+                _sync(Path(path).parent)
         except FileNotFoundError:
             return PageStatus.ABSENT
         except OSError:
@@ -139,10 +139,13 @@ class ObjectFiles:
         try:
             Path(path).rename(target)
         except FileNotFoundError:  # the first object in its folder
-            Path(target).parent.mkdir(exist_ok=True)
+            folder = Path(target).parent
+            folder.mkdir(exist_ok=True)
+            if self._sync:
+                _sync(folder.parent)
             Path(path).rename(target)
         if self._sync:
-            _sync_folder(target)
+            _sync(Path(target).parent)
 
 
 def _write_all(fd: int, pages: U8) -> None:
@@ -151,9 +154,9 @@ def _write_all(fd: int, pages: U8) -> None:
         rest = rest[os.write(fd, rest) :]
 
 
-def _sync_folder(path: str) -> None:
-    """Make the names in the folder of ``path`` outlive a crash."""
-    fd = os.open(Path(path).parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _sync(folder: Path) -> None:
+    """Make the names in a folder outlive a crash."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:

@@ -99,7 +99,11 @@ class TcpBackend(Backend):
         connect_timeout_s = _seconds(options, "connect_timeout_s", 5.0)
         timeout_s = _seconds(options, "timeout_s", 30.0)
         pool = Pool(lambda: connect(address, page_bytes, connect_timeout_s), size)
-        connection = await pool.take()
+        try:
+            connection = await pool.take()
+        except BaseException:  # a cancelled caller leaves an attempt behind
+            await pool.close(ClosedError, "this backend was never opened")
+            raise
         return cls(pool, connection.welcome, timeout_s)
 
     async def stat(self, keys: Sequence[bytes]) -> ObjectStats:
@@ -151,13 +155,13 @@ class TcpBackend(Backend):
 
     async def keys(self) -> AsyncIterator[bytes]:
         self._check_open()
-        connection = await self._pool.take()
+        connection = await self._take()
         cursor = 0
         while True:
             reply = await connection.ask(Keys(cursor), KeysReply, self._timeout_s)
             for key in reply.keys:
-                self._check_open()
                 yield key
+                self._check_open()
             cursor = reply.cursor
             if cursor == 0:
                 return

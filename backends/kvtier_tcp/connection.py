@@ -92,7 +92,8 @@ class Connection(asyncio.BufferedProtocol):
         received = self._received
         try:
             async with asyncio.timeout(timeout_s):
-                await self._writable.wait()
+                while not self._writable.is_set():  # again: who woke first may have filled it
+                    await self._writable.wait()
                 self._send(message, number, payload)
                 reply = await answer
         except TimeoutError:

@@ -11,7 +11,7 @@ import numpy as np
 from kvtier.cache import TieredCache
 from kvtier.errors import TraceError
 from kvtier.pages import U32, U64, expand_runs
-from kvtier.trace import PageRequest, Request
+from kvtier.trace import READ, PageRequest, Request
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,23 +50,19 @@ class PageIo:
 
     def __init__(self, request: PageRequest, object_ids: U32) -> None:
         self._request = request
-        self._bases = object_ids.astype(np.uint64) << np.uint64(32)
+        self._object_ids = object_ids
 
     def steps(self) -> Iterator[Step]:
-        batches = self._request.batches
-        for batch in batches:
-            if batch.op != 0:
-                raise TraceError(
-                    f"request {self._request.request} writes pages of an object: objects are "
-                    "immutable, only reads of a page trace can be replayed"
-                )
-        objects = np.concatenate([batch.objects for batch in batches])
-        pages = np.concatenate([batch.pages for batch in batches]).astype(np.uint64)
-        counts = np.concatenate([batch.counts for batch in batches]).astype(np.int64)
-        page_ids = expand_runs(self._bases[objects] | pages, counts)
-        run_ends = np.cumsum([len(batch.objects) for batch in batches])
+        request = self._request
+        if (request.ops != READ).any():
+            raise TraceError(
+                f"request {request.request} writes pages of an object: objects are immutable, "
+                "only reads of a page trace can be replayed"
+            )
+        bases = self._object_ids[request.objects].astype(np.uint64) << np.uint64(32)
+        page_ids = expand_runs(bases | request.pages, request.counts)
         start = 0
-        for end in np.cumsum(counts)[run_ends - 1].tolist():
+        for end in request.page_ends().tolist():
             yield Reads(page_ids[start:end])
             start = end
 

@@ -156,7 +156,7 @@ def _build(kind: type[T], table: object, place: _Place, **given: object) -> T:
     if not isinstance(table, dict):
         raise place.wrong(table, "a table")
     assert dataclasses.is_dataclass(kind)
-    fields = {_key(field.name): field for field in dataclasses.fields(kind)}
+    fields = {toml_key(field.name): field for field in dataclasses.fields(kind)}
     known = {key: field for key, field in fields.items() if field.name not in given}
     hints = typing.get_type_hints(kind)
     values = dict(given)
@@ -176,7 +176,8 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
     return field.default is missing and field.default_factory is missing
 
 
-def _key(field_name: str) -> str:
+def toml_key(field_name: str) -> str:
+    """The key of a field in TOML."""
     return _KEYS.get(field_name, field_name.removesuffix("_bytes").removesuffix("_s"))
 
 

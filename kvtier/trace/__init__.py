@@ -9,7 +9,7 @@ from kvtier.trace.importing import FORMATS, format_options, import_trace
 from kvtier.trace.inspection import inspect_trace
 from kvtier.trace.metadata import IdScope, TraceKind, TraceMetadata, TraceObject
 from kvtier.trace.reader import PageTrace, RequestTrace, Trace, open_trace
-from kvtier.trace.records import NO_PARENT, READ, WRITE, PageBatch, PageRequest, Request
+from kvtier.trace.records import NO_PARENT, READ, WRITE, PageRequest, Request
 from kvtier.trace.writer import TraceSummary, write_page_io, write_requests
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "Footprint",
     "IdScope",
     "ModelGeometry",
-    "PageBatch",
     "PageRequest",
     "PageTrace",
     "Request",

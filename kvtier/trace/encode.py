@@ -11,7 +11,7 @@ from kvtier.errors import TraceError
 from kvtier.pages import I64, U32
 from kvtier.trace.arrow import load_pyarrow
 from kvtier.trace.columns import PageColumns, Place, RequestColumns
-from kvtier.trace.records import READ, WRITE, PageRequest, Request, encode_runs
+from kvtier.trace.records import PageRequest, Request, encode_runs
 
 _U32_MAX: Final = (1 << 32) - 1
 
@@ -61,39 +61,44 @@ def _u32(values: Iterable[int], name: str, place: Place) -> U32:
 def gather_pages(requests: Sequence[PageRequest], place: Place) -> PageColumns:
     """Columns of some requests; their batches are numbered from 0.
 
-    Raises TraceError for a request or a batch that is empty, and for values that do not fit.
+    Raises TraceError for a request or a batch that is empty, and for arrays that do not fit.
     """
-    for request in requests:
-        _check_page_request(request, place)
-    batches = [batch for request in requests for batch in request.batches]
-    sizes = np.fromiter(map(len, batches), np.int64, len(batches))
-    numbers = _u32(
-        (request.request for request in requests for _ in request.batches), "request", place
-    )
-    within = [i for request in requests for i in range(len(request.batches))]
+    batch_rows = np.concatenate([_batch_rows(request, place) for request in requests])
+    request_rows = np.array([len(request.objects) for request in requests], np.int64)
+    numbers = np.array([request.request for request in requests], np.uint32)
+    within = [np.arange(len(request.ends), dtype=np.uint32) for request in requests]
     return PageColumns(
-        t_ns=np.repeat(_i64((batch.t_ns for batch in batches), "t_ns", place), sizes),
-        request=np.repeat(numbers, sizes),
-        batch=np.repeat(np.array(within, np.uint32), sizes),
-        op=np.repeat(np.array([batch.op for batch in batches], np.uint8), sizes),
-        object=np.concatenate([batch.objects for batch in batches]),
-        page=np.concatenate([batch.pages for batch in batches]),
-        pages=np.concatenate([batch.counts for batch in batches]),
+        t_ns=np.repeat(np.concatenate([request.t_ns for request in requests]), batch_rows),
+        request=np.repeat(numbers, request_rows),
+        batch=np.repeat(np.concatenate(within), batch_rows),
+        op=np.repeat(np.concatenate([request.ops for request in requests]), batch_rows),
+        object=np.concatenate([request.objects for request in requests]),
+        page=np.concatenate([request.pages for request in requests]),
+        pages=np.concatenate([request.counts for request in requests]),
     )
 
 
-def _check_page_request(request: PageRequest, place: Place) -> None:
+def _batch_rows(request: PageRequest, place: Place) -> I64:
+    """How many rows each batch of a request takes, once the request is known to be well formed."""
     where = f"{place.path}: request {request.request}"
-    if not request.batches or not all(map(len, request.batches)):
-        raise TraceError(f"{where} is empty; leave it out, and its empty batches")
-    for batch in request.batches:
-        arrays = (batch.objects, batch.pages, batch.counts)
-        if any(array.dtype != np.uint32 or array.shape != (len(batch),) for array in arrays):
-            raise TraceError(f"{where}: objects, pages and counts must be equal rows of uint32")
-        if batch.op not in (READ, WRITE):
-            raise TraceError(
-                f"{where}: op is {batch.op}; it must be {READ} (read) or {WRITE} (write)"
-            )
+    if not 0 <= request.request <= _U32_MAX:
+        raise TraceError(f"{where}: its number is not from 0 to {_U32_MAX}")
+    batches = len(request.ends)
+    of_batches = ((request.t_ns, np.int64), (request.ops, np.uint8), (request.ends, np.int64))
+    if any(array.dtype != dtype or array.shape != (batches,) for array, dtype in of_batches):
+        raise TraceError(f"{where}: t_ns, ops and ends must be equal rows of int64, uint8, int64")
+    extents = len(request.objects)
+    of_extents = (request.objects, request.pages, request.counts)
+    if any(array.dtype != np.uint32 or array.shape != (extents,) for array in of_extents):
+        raise TraceError(f"{where}: objects, pages and counts must be equal rows of uint32")
+    if not batches:
+        raise TraceError(f"{where} is empty; leave it out")
+    rows = np.diff(request.ends, prepend=0)
+    if rows.min() < 1 or request.ends[-1] != extents:
+        raise TraceError(
+            f"{where}: ends must ascend up to {extents}, its extents; leave empty batches out"
+        )
+    return rows
 
 
 def encode_requests(columns: RequestColumns, schema: Any) -> Any:

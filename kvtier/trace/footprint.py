@@ -8,9 +8,9 @@ from typing import Final
 
 import numpy as np
 
-from kvtier.pages import U64
+from kvtier.pages import U64, expand_runs
 from kvtier.trace.reader import PageTrace, RequestTrace, Trace
-from kvtier.trace.records import PageRequest, expand_runs
+from kvtier.trace.records import PageRequest
 from kvtier.trace.seen import SeenIds
 
 _CHUNK_PAGES: Final = 1 << 20
@@ -76,10 +76,8 @@ def page_ids_of(request: PageRequest) -> Iterator[U64]:
 
     Yields bounded arrays, because the extents of one request may be beyond any memory.
     """
-    objects = np.concatenate([batch.objects for batch in request.batches])
-    pages = np.concatenate([batch.pages for batch in request.batches])
-    counts = np.concatenate([batch.counts for batch in request.batches])
-    firsts = (objects.astype(np.uint64) << np.uint64(32)) | pages.astype(np.uint64)
+    firsts = (request.objects.astype(np.uint64) << np.uint64(32)) | request.pages
+    counts = request.counts
     chunk = np.cumsum(counts, dtype=np.int64) // _CHUNK_PAGES
     cuts = (np.flatnonzero(chunk[1:] != chunk[:-1]) + 1).tolist()
     for start, stop in zip([0, *cuts], [*cuts, len(firsts)], strict=True):

@@ -13,7 +13,7 @@ from kvtier.pages import U64
 from kvtier.trace.footprint import page_ids_of
 from kvtier.trace.metadata import TraceMetadata
 from kvtier.trace.reader import PageTrace, RequestTrace, open_trace
-from kvtier.trace.records import READ
+from kvtier.trace.records import WRITE
 from kvtier.trace.seen import SeenIds
 
 _OBJECTS_SHOWN: Final = 16
@@ -112,29 +112,27 @@ def _page_facts(trace: PageTrace, limit: int | None) -> dict[str, Any]:
     per_batch: Counter[int] = Counter()
     per_request: Counter[int] = Counter()
     hops: Counter[int] = Counter()
-    read_pages = written_pages = extents = first_ns = last_ns = 0
+    references = written_pages = extents = first_ns = last_ns = 0
     for request in trace.requests(limit):
         if not hops:
-            first_ns = request.t_ns
-        last_ns = request.t_ns
-        before = read_pages + written_pages
+            first_ns = int(request.t_ns[0])
+        last_ns = int(request.t_ns[0])
         for ids in page_ids_of(request):
             seen.add(ids)
-        for batch in request.batches:
-            pages = int(batch.counts.sum(dtype=np.int64))
-            per_batch[pages] += 1
-            extents += len(batch)
-            read_pages += pages if batch.op == READ else 0
-            written_pages += 0 if batch.op == READ else pages
-        hops[len(request.batches)] += 1
-        per_request[read_pages + written_pages - before] += 1
-    references = read_pages + written_pages
+        batch_pages = np.diff(request.page_ends(), prepend=0)
+        pages = int(batch_pages.sum())
+        written_pages += int(batch_pages[request.ops == WRITE].sum())
+        references += pages
+        extents += len(request.objects)
+        per_batch.update(batch_pages.tolist())
+        per_request[pages] += 1
+        hops[len(request.ends)] += 1
     return {
         "requests_read": hops.total(),
         "duration_s": (last_ns - first_ns) / 1e9,
         "references": references,
         "unique": len(seen),
-        "read_pages": read_pages,
+        "read_pages": references - written_pages,
         "written_pages": written_pages,
         "extents": extents,
         "referenced_bytes": references * trace.page_bytes,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from kvtier.errors import TraceError
+from kvtier.pages import expand_runs
 from kvtier.trace.arrow import load_pyarrow
 from kvtier.trace.columns import PageColumns, RequestColumns
 from kvtier.trace.decode import decode_pages, decode_requests
@@ -16,7 +17,7 @@ from kvtier.trace.grouping import page_requests
 from kvtier.trace.laws import PageLaws, RequestLaws
 from kvtier.trace.metadata import TraceKind, TraceMetadata, TraceObject, decode_metadata
 from kvtier.trace.parquet import first_line, open_parquet, stream_batches
-from kvtier.trace.records import PageRequest, Request, expand_runs
+from kvtier.trace.records import PageRequest, Request
 from kvtier.trace.schema import COLUMNS, METADATA_KEY, check_columns
 
 _BATCH_ROWS: Final[dict[TraceKind, int]] = {"requests": 512, "page_io": 1 << 14}

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from kvtier.pages import U32, U64
+from kvtier.pages import I64, U8, U32, U64
 
 READ: Final = 0
 WRITE: Final = 1
@@ -40,40 +39,34 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PageBatch:
-    """Extents that were issued together.
+class PageRequest:
+    """One request's page I/O: ``b`` batches of ``n`` extents in all.
+
+    The extents of a batch were issued together; a later batch depends on the one before. Batch
+    ``k`` has extents ``ends[k - 1]`` (0 for the first) up to ``ends[k]``.
 
     Attributes:
-        op: 0 (read) or 1 (write).
-        t_ns: when, in ns from an arbitrary start.
-        objects: u32[n], index into the trace's objects; n is at least 1.
+        request: its number, which is its position in the trace.
+        t_ns: i64[b], when each batch was issued, in ns from an arbitrary start; b is at least 1.
+        ops: u8[b], what each batch does, 0 (read) or 1 (write).
+        ends: i64[b], ascending, the last is ``n``; a batch has at least one extent.
+        objects: u32[n], index into the trace's objects.
         pages: u32[n], the extent's first page inside the object.
         counts: u32[n], its pages, at least 1.
     """
 
-    op: int
-    t_ns: int
+    request: int
+    t_ns: I64
+    ops: U8
+    ends: I64
     objects: U32
     pages: U32
     counts: U32
 
-    def __len__(self) -> int:
-        return len(self.objects)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PageRequest:
-    """One request's page I/O: each batch depends on the one before.
-
-    Attributes:
-        request: its number, which is its position in the trace.
-        t_ns: when its first batch was issued.
-        batches: at least one.
-    """
-
-    request: int
-    t_ns: int
-    batches: tuple[PageBatch, ...]
+    def page_ends(self) -> I64:
+        """i64[b], where each batch ends among the request's pages, as ``ends`` among extents."""
+        totals: I64 = np.cumsum(self.counts, dtype=np.int64)[self.ends - 1]
+        return totals
 
 
 def encode_runs(ids: U64) -> tuple[U64, U32]:
@@ -82,13 +75,3 @@ def encode_runs(ids: U64) -> tuple[U64, U32]:
     starts = np.flatnonzero(np.concatenate(([len(ids) > 0], breaks)))
     lengths = np.diff(np.append(starts, len(ids)))
     return ids[starts], lengths.astype(np.uint32)
-
-
-def expand_runs(starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> U64:
-    """The inverse of :func:`encode_runs`; starts and lengths may have any integer dtype."""
-    counts = lengths.astype(np.int64)
-    total = int(counts.sum())
-    firsts: U64 = starts.astype(np.uint64) - (np.cumsum(counts) - counts).astype(np.uint64)
-    ids: U64 = np.repeat(firsts, counts)
-    ids += np.arange(total, dtype=np.uint64)
-    return ids

@@ -143,7 +143,7 @@ def _page_groups(requests: Iterable[PageRequest]) -> Iterator[list[PageRequest]]
     rows = 0
     for request in requests:
         group.append(request)
-        rows += sum(map(len, request.batches))
+        rows += len(request.objects)
         if rows >= _GROUP_PAGE_ROWS:
             yield group
             group, rows = [], 0

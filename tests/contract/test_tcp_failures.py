@@ -20,9 +20,9 @@ from kvtier.pages import U8, PageStatus
 from kvtier.server import Server, serve
 from kvtier.testing.batches import make_extents, put_objects, read_objects
 from kvtier.testing.pages import make_pages
-from kvtier.wire.codec import decode, encode
-from kvtier.wire.frames import Frame, FrameLimits, FrameParser
-from kvtier.wire.messages import Hello, Message, Read, ReadReply, Stat, Welcome
+from kvtier.testing.peer import Peer
+from kvtier.wire.codec import encode
+from kvtier.wire.messages import Hello, Read, ReadReply, Stat, Welcome
 
 PAGE_BYTES = 512
 PAGES = make_pages(b"a", 0, 256, PAGE_BYTES)
@@ -31,41 +31,13 @@ WELCOME = Welcome(PAGE_BYTES, 1 << 20, Capability())
 pytestmark = pytest.mark.asyncio
 
 
-class Client:
-    """The server's end of a connection, moved by a test: frames in, bytes out."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer = reader, writer
-        self._parser = FrameParser(self, FrameLimits())
-        self._frames: list[Frame] = []
-
-    def place_payload(self, frame: Frame) -> None:
-        return None
-
-    def take_frame(self, frame: Frame) -> None:
-        self._frames.append(frame)
-
-    async def next(self) -> tuple[int, Message]:
-        """The next request and its number; IncompleteReadError when the client hung up."""
-        while not self._frames:
-            data = await self._reader.read(1 << 16)
-            if not data:
-                raise asyncio.IncompleteReadError(b"", None)
-            self._parser.feed(data)
-        frame = self._frames.pop(0)
-        return frame.request, decode(frame)
-
-    async def send(self, data: bytes) -> None:
-        self._writer.write(data)
-        await self._writer.drain()
-
-    async def welcome(self, welcome: Welcome = WELCOME) -> None:
-        number, message = await self.next()
-        assert isinstance(message, Hello)
-        await self.send(encode(welcome, number))
+async def welcome(client: Peer, answer: Welcome = WELCOME) -> None:
+    number, message, _ = await client.next()
+    assert isinstance(message, Hello)
+    await client.send_bytes(encode(answer, number))
 
 
-Script = Callable[[Client], Awaitable[None]]
+Script = Callable[[Peer], Awaitable[None]]
 
 
 @contextlib.asynccontextmanager
@@ -78,8 +50,8 @@ async def scripted(script: Script) -> AsyncIterator[str]:
         assert task is not None
         handlers.add(task)
         try:
-            await script(Client(reader, writer))
-        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            await script(Peer(reader, writer))
+        except (EOFError, ConnectionError, asyncio.CancelledError):
             pass  # the client hung up, or the test is over
         finally:
             writer.close()
@@ -94,7 +66,7 @@ async def scripted(script: Script) -> AsyncIterator[str]:
         await asyncio.gather(*handlers)
 
 
-async def silence(client: Client) -> None:
+async def silence(client: Peer) -> None:
     """Take everything, answer nothing."""
     while True:
         await client.next()
@@ -148,12 +120,14 @@ class TestOpening:
 
     async def test_another_interface_is_refused(self) -> None:
         other = replace(WELCOME, capability=Capability(api_version=API_VERSION + 1))
-        async with scripted(lambda client: client.welcome(other)) as url:
+        async with scripted(lambda client: welcome(client, other)) as url:
             with pytest.raises(BackendError, match="install versions that fit"):
                 await open_tcp(url)
 
     async def test_a_server_of_something_else_is_refused(self) -> None:
-        async with scripted(lambda client: client.send(b"HTTP/1.1 400 Bad Request\r\n" * 9)) as url:
+        async with scripted(
+            lambda client: client.send_bytes(b"HTTP/1.1 400 Bad Request\r\n" * 9)
+        ) as url:
             with pytest.raises(BackendError, match="does not speak kvtier"):
                 await open_tcp(url)
 
@@ -204,8 +178,8 @@ class TestOpening:
 
 class TestLosing:
     async def test_a_lost_connection_ends_what_waits_for_it(self) -> None:
-        async def leave(client: Client) -> None:
-            await client.welcome()
+        async def leave(client: Peer) -> None:
+            await welcome(client)
             await client.next()
 
         async with scripted(leave) as url:
@@ -236,8 +210,8 @@ class TestLosing:
         await backend.close()
 
     async def test_a_silent_server_is_given_up_after_the_timeout(self) -> None:
-        async def only_welcome(client: Client) -> None:
-            await client.welcome()
+        async def only_welcome(client: Peer) -> None:
+            await welcome(client)
             await silence(client)
 
         async with scripted(only_welcome) as url:
@@ -249,14 +223,14 @@ class TestLosing:
     async def test_a_slow_answer_does_not_end_the_connection(self) -> None:
         connections = 0
 
-        async def answer_stats(client: Client) -> None:
+        async def answer_stats(client: Peer) -> None:
             nonlocal connections
             connections += 1
-            await client.welcome()
+            await welcome(client)
             while True:
-                _, message = await client.next()
+                _, message, _ = await client.next()
                 if isinstance(message, Stat):
-                    await client.send(encode(ReadReply(np.zeros(0, np.uint8)), 999))
+                    await client.send_bytes(encode(ReadReply(np.zeros(0, np.uint8)), 999))
 
         async with scripted(answer_stats) as url:
             backend = await open_tcp(url, timeout_s=0.3)
@@ -269,8 +243,8 @@ class TestLosing:
     async def test_close_ends_what_waits(self) -> None:
         asked = asyncio.Event()
 
-        async def only_welcome(client: Client) -> None:
-            await client.welcome()
+        async def only_welcome(client: Peer) -> None:
+            await welcome(client)
             await client.next()
             asked.set()
             await silence(client)
@@ -298,10 +272,10 @@ class TestAnswers:
         ids=["statuses", "too long", "too short", "absent", "another kind", "garbage"],
     )
     async def test_a_senseless_answer_is_an_error(self, reply: bytes) -> None:
-        async def answer(client: Client) -> None:
-            await client.welcome()
+        async def answer(client: Peer) -> None:
+            await welcome(client)
             await client.next()
-            await client.send(reply)
+            await client.send_bytes(reply)
             await silence(client)
 
         async with scripted(answer) as url:
@@ -313,11 +287,11 @@ class TestAnswers:
     async def test_an_answer_in_pieces_is_put_together(self) -> None:
         reply = encode(ReadReply(np.zeros(1, np.uint8)), 2, PAGES.nbytes) + PAGES.tobytes()
 
-        async def answer(client: Client) -> None:
-            await client.welcome()
+        async def answer(client: Peer) -> None:
+            await welcome(client)
             await client.next()
             for start in range(0, len(reply), 1009):
-                await client.send(reply[start : start + 1009])
+                await client.send_bytes(reply[start : start + 1009])
             await silence(client)
 
         async with scripted(answer) as url:
@@ -331,19 +305,19 @@ class TestAnswers:
     async def test_the_rest_of_a_cancelled_answer_is_thrown_away(self, extent_pages: int) -> None:
         half_sent, cancelled = asyncio.Event(), asyncio.Event()
 
-        async def answer(client: Client) -> None:
-            await client.welcome()
-            number, message = await client.next()
+        async def answer(client: Peer) -> None:
+            await welcome(client)
+            number, message, _ = await client.next()
             assert isinstance(message, Read)
             status = np.zeros(len(message.batch), np.uint8)
             reply = encode(ReadReply(status), number, PAGES.nbytes) + PAGES.tobytes()
-            await client.send(reply[: len(reply) // 2])
+            await client.send_bytes(reply[: len(reply) // 2])
             half_sent.set()
             await cancelled.wait()
-            await client.send(reply[len(reply) // 2 :])
-            number, _ = await client.next()
-            await client.send(encode(ReadReply(np.zeros(1, np.uint8)), number, PAGE_BYTES))
-            await client.send(PAGES[7].tobytes())
+            await client.send_bytes(reply[len(reply) // 2 :])
+            number, _, _ = await client.next()
+            await client.send_bytes(encode(ReadReply(np.zeros(1, np.uint8)), number, PAGE_BYTES))
+            await client.send_bytes(PAGES[7].tobytes())
             await silence(client)
 
         count = len(PAGES)

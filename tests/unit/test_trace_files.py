@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from small_traces import Batch, page_request
 
 from kvtier.errors import TraceError
 from kvtier.trace import (
-    PageBatch,
-    PageRequest,
+    READ,
     Request,
     TraceMetadata,
     TraceObject,
@@ -27,7 +28,7 @@ from kvtier.trace.metadata import encode_metadata
 
 REQUESTS = TraceMetadata(kind="requests", block_tokens=16, id_scope="global")
 PAGE_IO = TraceMetadata(kind="page_io", page_bytes=4096, objects=(TraceObject(b"a", 10),))
-U32 = np.array([0], np.uint32)
+ZERO = np.zeros(1, np.uint32)
 
 
 def request(t_ns: int = 0, **changed: Any) -> Request:
@@ -254,21 +255,46 @@ def test_a_request_that_does_not_fit_is_named(
 
 
 @pytest.mark.parametrize(
-    ("batches", "message"),
+    ("changed", "message"),
     [
-        ((), "request 0 is empty"),
-        ((PageBatch(0, 0, U32[:0], U32[:0], U32[:0]),), "request 0 is empty"),
-        ((PageBatch(256, 0, U32, U32, U32 + 1),), "op is 256"),
-        ((PageBatch(0, 0, U32, np.array([0]), U32 + 1),), "equal rows of uint32"),
-        ((PageBatch(0, 0, U32, U32, np.ones(2, np.uint32)),), "equal rows of uint32"),
-        ((PageBatch(0, 0, U32, U32 + 10, U32 + 1),), "ends at page 11"),
+        ({"request": -1}, "request -1: its number is not from 0"),
+        ({"request": 1}, "row 0, column request: 1; number requests 0, 1, 2"),
+        ({"t_ns": np.zeros(0, np.int64)}, "request 0: t_ns, ops and ends must be equal rows"),
+        ({"t_ns": np.zeros(1, np.uint64)}, "request 0: t_ns, ops and ends must be equal rows"),
+        ({"ops": np.zeros(1, np.int64)}, "request 0: t_ns, ops and ends must be equal rows"),
+        ({"ends": np.ones((1, 1), np.int64)}, "request 0: t_ns, ops and ends must be equal rows"),
+        ({"ops": np.full(1, 2, np.uint8)}, "row 0, column op: 2; it must be 0"),
+        ({"ends": np.full(1, 2, np.int64)}, "ends must ascend up to 1, its extents"),
+        ({"ends": np.zeros(1, np.int64)}, "ends must ascend up to 1, its extents"),
+        ({"pages": np.zeros(1, np.int64)}, "objects, pages and counts must be equal rows of u"),
+        ({"counts": np.ones(2, np.uint32)}, "objects, pages and counts must be equal rows of u"),
+        ({"pages": ZERO + 10}, "row 0, column page: ends at page 11"),
     ],
 )
 def test_a_page_request_that_does_not_fit_is_named(
-    tmp_path: Path, batches: tuple[PageBatch, ...], message: str
+    tmp_path: Path, changed: dict[str, Any], message: str
 ) -> None:
+    request = replace(page_request(0, Batch(READ, 0, [(0, 0, 1)])), **changed)
     with pytest.raises(TraceError, match=message):
-        write_page_io(tmp_path / "t.parquet", PAGE_IO, [PageRequest(0, 0, batches)])
+        write_page_io(tmp_path / "t.parquet", PAGE_IO, [request])
+    assert folder_names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "request 0 is empty; leave it out"),
+        ([[]], "ends must ascend up to 0"),
+        ([[(0, 0, 1)], []], "ends must ascend up to 1, its extents; leave empty batches out"),
+        ([[], [(0, 0, 1)]], "ends must ascend up to 1, its extents; leave empty batches out"),
+    ],
+)
+def test_an_empty_request_or_batch_is_refused(
+    tmp_path: Path, batches: list[list[tuple[int, int, int]]], message: str
+) -> None:
+    request = page_request(0, *(Batch(READ, 0, extents) for extents in batches))
+    with pytest.raises(TraceError, match=message):
+        write_page_io(tmp_path / "t.parquet", PAGE_IO, [request])
     assert folder_names(tmp_path) == []
 
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_traces import Batch, page_request
 
 from kvtier.trace import (
+    READ,
+    WRITE,
     Footprint,
-    PageBatch,
-    PageRequest,
     Request,
     TraceMetadata,
     TraceObject,
@@ -64,16 +65,11 @@ def request_trace(tmp_path: Path) -> Path:
     return tmp_path / "r.parquet"
 
 
-def batch(op: int, t_ns: int, *extents: tuple[int, int, int]) -> PageBatch:
-    objects, pages, counts = np.array(extents, np.uint32).T.copy()
-    return PageBatch(op, t_ns, objects, pages, counts)
-
-
 @pytest.fixture
 def page_trace(tmp_path: Path) -> Path:
     requests = [
-        PageRequest(0, 0, (batch(0, 0, (0, 5, 3)), batch(0, 9, (1, 5, 3), (0, 7, 2)))),
-        PageRequest(1, 5, (batch(1, 5, (0, 5, 1)),)),
+        page_request(0, Batch(READ, 0, [(0, 5, 3)]), Batch(READ, 9, [(1, 5, 3), (0, 7, 2)])),
+        page_request(1, Batch(WRITE, 5, [(0, 5, 1)])),
     ]
     write_page_io(tmp_path / "p.parquet", PAGE_IO, requests)
     return tmp_path / "p.parquet"
@@ -120,8 +116,9 @@ def test_facts_of_no_requests_are_zeros(request_trace: Path, page_trace: Path) -
 
 def test_extents_beyond_one_chunk_are_counted_whole(tmp_path: Path) -> None:
     million = 1 << 20
-    extents = batch(0, 0, (1, 0, million), (1, 5, million), (1, 2 * million, million), (0, 0, 1))
-    write_page_io(tmp_path / "p.parquet", PAGE_IO, [PageRequest(0, 0, (extents,))])
+    extents = [(1, 0, million), (1, 5, million), (1, 2 * million, million), (0, 0, 1)]
+    written = [page_request(0, Batch(READ, 0, extents))]
+    write_page_io(tmp_path / "p.parquet", PAGE_IO, written)
     counted = footprint(open_trace(tmp_path / "p.parquet"))
     assert counted.references == 3 * million + 1
     assert counted.unique == 2 * million + 5 + 1

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pytest
 
 from kvtier.trace import (
-    PageBatch,
     PageRequest,
     Request,
     TraceMetadata,
@@ -39,9 +38,16 @@ def block_requests() -> Iterator[Request]:
 def page_requests() -> Iterator[PageRequest]:
     rng = np.random.default_rng(1)
     for i in range(PAGE_REQUEST_COUNT):
-        pages = rng.integers(0, 1 << 30, PAGES, dtype=np.uint32)
-        batch = PageBatch(0, i, np.zeros_like(pages), pages, np.ones_like(pages))
-        yield PageRequest(i, i, (batch, batch))
+        pages = rng.integers(0, 1 << 30, 2 * PAGES, dtype=np.uint32)
+        yield PageRequest(
+            request=i,
+            t_ns=np.full(2, i, np.int64),
+            ops=np.zeros(2, np.uint8),
+            ends=np.array([PAGES, 2 * PAGES]),
+            objects=np.zeros_like(pages),
+            pages=pages,
+            counts=np.ones_like(pages),
+        )
 
 
 def peak_bytes(work: Callable[[], Iterator[Any]]) -> int:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_traces import batches_of
 
 from kvtier.errors import TraceError
 from kvtier.trace import PageRequest, PageTrace, TraceObject, import_trace, open_trace
@@ -50,10 +51,7 @@ def imported(folder: Path, values: dict[str, Any], **options: int) -> PageTrace:
 
 def extents(requests: list[PageRequest]) -> list[list[list[tuple[int, int]]]]:
     return [
-        [
-            list(zip(batch.pages.tolist(), batch.counts.tolist(), strict=True))
-            for batch in request.batches
-        ]
+        [[(page, count) for _, page, count in batch.extents] for batch in batches_of(request)]
         for request in requests
     ]
 
@@ -65,8 +63,8 @@ def test_reads_map_to_the_pages_that_cover_them(tmp_path: Path) -> None:
 
 def test_queries_are_numbered_from_zero_and_keep_their_times(tmp_path: Path) -> None:
     requests = list(imported(tmp_path, columns()).requests())
-    assert [(request.request, request.t_ns) for request in requests] == [(0, 10), (1, 30)]
-    assert [batch.t_ns for batch in requests[0].batches] == [10, 20]
+    times = [(request.request, request.t_ns.tolist()) for request in requests]
+    assert times == [(0, [10, 20]), (1, [30, 50])]
 
 
 def test_the_object_ends_after_the_last_byte_read(tmp_path: Path) -> None:
@@ -177,5 +175,9 @@ def test_long_files_keep_their_queries_whole(tmp_path: Path) -> None:
         "length": np.full(rows, 4096),
     }
     requests = list(imported(tmp_path, values).requests())
-    assert [sum(map(len, request.batches)) for request in requests[:-1]] == [7] * (rows // 7)
-    assert sum(len(batch) for request in requests for batch in request.batches) == rows
+    assert [len(request.pages) for request in requests[:-1]] == [7] * (rows // 7)
+    assert np.concatenate([request.pages for request in requests]).tolist() == [*range(rows)]
+    whole = [np.unique(np.arange(at, at + 7) // 3, return_counts=True)[1] for at in (0, 7, 14)]
+    for request in requests[:-1]:
+        sizes = np.diff(request.ends, prepend=0).tolist()
+        assert sizes == whole[request.request % 3].tolist()

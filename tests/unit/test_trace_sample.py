@@ -29,7 +29,7 @@ def test_the_sample_is_what_was_recorded() -> None:
 def test_every_search_of_the_sample_enters_the_graph_at_the_same_node() -> None:
     trace = open_trace(SAMPLE)
     assert isinstance(trace, PageTrace)
-    entries = {request.batches[0].pages.tolist()[0] for request in trace.requests()}
+    entries = {int(request.pages[0]) for request in trace.requests()}
     assert len(entries) == 1
 
 
@@ -37,5 +37,4 @@ def test_a_search_of_the_sample_reads_no_page_twice() -> None:
     trace = open_trace(SAMPLE)
     assert isinstance(trace, PageTrace)
     for request in trace.requests(200):
-        pages = [page for batch in request.batches for page in batch.pages.tolist()]
-        assert len(set(pages)) == len(pages)
+        assert len(set(request.pages.tolist())) == len(request.pages)

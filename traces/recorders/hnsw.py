@@ -36,7 +36,6 @@ from passages import Corpus, embed, read_corpus
 
 from kvtier.trace import (
     READ,
-    PageBatch,
     PageRequest,
     TraceMetadata,
     TraceObject,
@@ -196,17 +195,17 @@ def page_requests(walks: list[Walk]) -> Iterator[PageRequest]:
     """The walks as requests of the trace."""
     for number, walk in enumerate(walks):
         begun_ns = number * QUERY_INTERVAL_NS
-        batches = tuple(
-            PageBatch(
-                op=READ,
-                t_ns=begun_ns + hop * HOP_INTERVAL_NS,
-                objects=np.zeros(len(nodes), np.uint32),
-                pages=nodes.astype(np.uint32),
-                counts=np.ones(len(nodes), np.uint32),
-            )
-            for hop, nodes in enumerate(walk.hops)
+        hops = len(walk.hops)
+        pages = np.concatenate(walk.hops).astype(np.uint32)
+        yield PageRequest(
+            request=number,
+            t_ns=begun_ns + HOP_INTERVAL_NS * np.arange(hops, dtype=np.int64),
+            ops=np.full(hops, READ, np.uint8),
+            ends=np.cumsum([len(nodes) for nodes in walk.hops], dtype=np.int64),
+            objects=np.zeros_like(pages),
+            pages=pages,
+            counts=np.ones_like(pages),
         )
-        yield PageRequest(number, begun_ns, batches)
 
 
 def describe(walks: list[Walk], corpus: Corpus, checks: str, options: argparse.Namespace) -> str:

@@ -11,7 +11,7 @@ import pytest
 from kvtier.backend import Backend
 from kvtier.errors import BackendError, ClosedError
 from kvtier.testing.batches import make_extents, make_objects, read_objects
-from kvtier.testing.contract.base import ContractBase
+from kvtier.testing.contract.base import ContractBase, needs_listable
 
 _CLOSE_S: Final = 30
 
@@ -34,6 +34,15 @@ class LifecycleContract(ContractBase):
             await backend.delete([b"a"])
         with pytest.raises(ClosedError):
             await anext(aiter(backend.keys()))
+
+    async def test_a_listing_ends_with_the_backend(self, backend: Backend) -> None:
+        needs_listable(backend)
+        await self.publish(backend, {b"a": self.make(b"a", 1), b"b": self.make(b"b", 1)})
+        listing = aiter(backend.keys())
+        await anext(listing)
+        await backend.close()
+        with pytest.raises(ClosedError):
+            await anext(listing)
 
     async def test_close_while_reads_are_in_flight_ends_them(self, backend: Backend) -> None:
         pages = self.make(b"a", min(2000, backend.capability.object_pages_max))
