@@ -41,7 +41,7 @@ test-lowest: ## the suite with the oldest dependencies that are supported
 check: $(VENV)/check ## lint, types, arrows between the packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy kvtier backends/*
+	$(BIN)/mypy kvtier backends/* bench examples tests/typing
 	$(BIN)/lint-imports
 
 format: $(VENV)/check ## let ruff format and fix
@@ -50,6 +50,7 @@ format: $(VENV)/check ## let ruff format and fix
 
 bench: $(VENV)/test ## benchmarks beside their peers and limits, in short
 	$(BIN)/python bench/hits.py --quick
+	$(BIN)/python bench/engines.py --quick
 
 clean: ## remove everything that was made
 	rm -rf $(VENV) $(LOWEST) build

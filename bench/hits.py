@@ -28,6 +28,7 @@ from kvtier.pages import I64, U8, U64
 from kvtier.replay.payload import pattern_pages
 from kvtier.rows import copy_rows
 from kvtier.settings import TierSettings
+from kvtier.tiers import MemoryTier
 
 PAGE_BYTES = 4096
 OBJECT_PAGES = 4096
@@ -39,7 +40,9 @@ async def measure(pages: int, batch: int, rounds: int, seed: int) -> dict[str, A
     tier = TierSettings("hbm", capacity_bytes=2 * pages * PAGE_BYTES)
     async with open_cache(Settings(tiers=(tier,), device="cpu")) as cache:
         page_ids = await fill(cache, pages)
-        arena: U8 = cache.driver.tiers[0].arena
+        hbm = cache.driver.tiers[0]
+        assert isinstance(hbm, MemoryTier)
+        arena = hbm.arena
         out = np.zeros((batch, PAGE_BYTES), np.uint8)
         rng = np.random.default_rng(seed)
         batches = [page_ids[rng.integers(0, pages, batch)] for _ in range(16)]

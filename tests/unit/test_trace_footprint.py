@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from kvtier.trace import (
     READ,
     WRITE,
     Footprint,
+    PageRequest,
     Request,
     TraceMetadata,
     TraceObject,
@@ -24,6 +26,7 @@ from kvtier.trace import (
     write_page_io,
     write_requests,
 )
+from kvtier.trace.footprint import page_ids_of
 from kvtier.trace.seen import SeenIds
 
 REQUESTS = TraceMetadata(kind="requests", block_tokens=16, id_scope="session")
@@ -122,3 +125,19 @@ def test_extents_beyond_one_chunk_are_counted_whole(tmp_path: Path) -> None:
     counted = footprint(open_trace(tmp_path / "p.parquet"))
     assert counted.references == 3 * million + 1
     assert counted.unique == 2 * million + 5 + 1
+
+
+def test_a_request_beyond_any_memory_comes_in_bounded_arrays() -> None:
+    million = 1 << 20
+    request = PageRequest(
+        request=0,
+        t_ns=np.zeros(1, np.int64),
+        ops=np.zeros(1, np.uint8),
+        ends=np.array([million]),
+        objects=np.zeros(million, np.uint32),
+        pages=np.zeros(million, np.uint32),
+        counts=np.full(million, million, np.uint32),
+    )
+    assert request.page_ends().tolist() == [1 << 40]
+    sizes = [len(ids) for ids in islice(page_ids_of(request), 3)]
+    assert max(sizes) <= 2 * million

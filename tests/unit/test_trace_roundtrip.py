@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,9 @@ from kvtier.trace import (
     write_page_io,
     write_requests,
 )
+from kvtier.trace.columns import Place
+from kvtier.trace.encode import gather_pages
+from kvtier.trace.grouping import page_requests
 from kvtier.trace.metadata import decode_metadata, encode_metadata
 from kvtier.trace.records import encode_runs
 
@@ -121,6 +125,17 @@ def test_page_io_round_trip(written: list[PageRequest]) -> None:
         assert trace.page_bytes == 4096
         assert trace.request_count == summary.requests == len(written)
         read = list(trace.requests())
+    assert [as_values(request) for request in read] == [as_values(request) for request in written]
+
+
+@settings(deadline=None, max_examples=100)
+@given(page_request_lists(), st.lists(st.integers(0, 80), max_size=8))
+def test_requests_are_the_same_however_their_rows_are_cut(
+    written: list[PageRequest], cuts: list[int]
+) -> None:
+    columns = gather_pages(written, Place(Path("t.parquet"), 0))
+    edges = [0, *sorted(min(cut, len(columns)) for cut in cuts), len(columns)]
+    read = page_requests(columns.rows(start, stop) for start, stop in pairwise(edges))
     assert [as_values(request) for request in read] == [as_values(request) for request in written]
 
 

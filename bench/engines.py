@@ -5,7 +5,7 @@ take turns. fio keeps as many operations in flight as the batch allows, without 
 batches. Before anything is timed, a sample of pages is compared with the pattern that was written.
 Without fio on the PATH the limit is null.
 
-    python bench/io.py [--quick] [--json FILE] [--directory DIR]
+    python bench/engines.py [--quick] [--json FILE] [--directory DIR]
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ async def fill(engine: FileEngine, scale: Scale) -> None:
         offset, length = pages[:1] * PAGE_BYTES, np.array([len(pages) * PAGE_BYTES])
         done = await engine.write(offset, length, pattern(pages), np.array([0]))
         if (done != length).any():
-            raise SystemExit(f"bench/io.py: {engine.name} could not fill its file: {done}")
+            raise SystemExit(f"bench/engines.py: {engine.name} could not fill its file: {done}")
 
 
 async def verify(engine: FileEngine, scale: Scale, rng: np.random.Generator) -> None:
@@ -109,7 +109,7 @@ async def verify(engine: FileEngine, scale: Scale, rng: np.random.Generator) -> 
         pages * PAGE_BYTES, np.full_like(pages, PAGE_BYTES), out, np.arange(len(pages))
     )
     if not np.array_equal(out, pattern(pages)):
-        raise SystemExit(f"bench/io.py: {engine.name} delivered a wrong page")
+        raise SystemExit(f"bench/engines.py: {engine.name} delivered a wrong page")
 
 
 async def measure(
@@ -151,7 +151,7 @@ async def turn(engine: FileEngine, operation: str, batches: I64) -> float:
     for pages in batches:
         done = await move(pages * PAGE_BYTES, lengths, memory, rows)
         if (done != PAGE_BYTES).any():
-            raise SystemExit(f"bench/io.py: {engine.name} failed a {operation}: {done}")
+            raise SystemExit(f"bench/engines.py: {engine.name} failed a {operation}: {done}")
     return batches.size / (time.perf_counter() - start)
 
 
@@ -166,7 +166,7 @@ def fio_iops(path: Path, operation: str, batch: int, scale: Scale) -> float:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(
-            f"bench/io.py: fio failed: {done.stderr.strip()}; take it off the PATH to run without"
+            f"bench/engines.py: fio failed: {done.stderr.strip()}; take it off the PATH to run without"
         )
     return float(json.loads(done.stdout)["jobs"][0][operation]["iops"])
 
