@@ -166,7 +166,8 @@ def fio_iops(path: Path, operation: str, batch: int, scale: Scale) -> float:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(
-            f"bench/engines.py: fio failed: {done.stderr.strip()}; take it off the PATH to run without"
+            f"bench/engines.py: fio failed: {done.stderr.strip()}; "
+            "take it off the PATH to run without"
         )
     return float(json.loads(done.stdout)["jobs"][0][operation]["iops"])
 

@@ -48,7 +48,7 @@ def open_layout(root: Path, page_bytes: int) -> Layout:
     try:
         root.mkdir(parents=True, exist_ok=True)
         if not marker.exists():
-            _check_empty(root)
+            _check_empty(root, marker)
             Path(layout.objects).mkdir(exist_ok=True)
             Path(layout.incoming).mkdir(exist_ok=True)
             _write_marker(marker, layout, page_bytes)
@@ -93,8 +93,9 @@ def _remove_leftovers(layout: Layout) -> None:
                 os.close(fd)
 
 
-def _check_empty(root: Path) -> None:
-    foreign = {entry.name for entry in root.iterdir()} - {"objects", "incoming"}
+def _check_empty(root: Path, marker: Path) -> None:
+    """Nothing but the beginnings of a store may be there, which another process may be making."""
+    foreign = {entry.name for entry in root.iterdir()} - {"objects", "incoming", marker.name}
     if foreign:
         raise SettingsError(
             f"{root} holds {sorted(foreign)[0]!r} and is no file store: give an empty directory"

@@ -45,6 +45,7 @@ from kvtier_tcp.connection import Address, Connection, Reply, connect
 from kvtier_tcp.cutting import cut_items, cut_pages, part_of
 from kvtier_tcp.placement import Placement
 from kvtier_tcp.pool import Pool
+from kvtier_tcp.uploading import upload
 
 T = TypeVar("T")
 Number = TypeVar("Number", bound=np.generic)
@@ -82,8 +83,9 @@ class TcpBackend(Backend):
         self._timeout_s = timeout_s
         self._closed = False
         payload_bytes_max = min(welcome.payload_bytes_max, FrameLimits().payload_bytes_max)
+        self._frame_pages = payload_bytes_max // welcome.page_bytes
         self._request_pages = max(1, min(_REQUEST_BYTES, payload_bytes_max) // welcome.page_bytes)
-        self.capability = _capability(welcome.capability, payload_bytes_max // welcome.page_bytes)
+        self.capability = _capability(welcome.capability, self._frame_pages)
 
     @classmethod
     async def open(cls, options: Mapping[str, Any], page_bytes: int) -> TcpBackend:
@@ -130,19 +132,15 @@ class TcpBackend(Backend):
         self._check_open()
         check_objects(batch, self._page_bytes, self.capability)
         rows = [0, *np.cumsum(batch.page_counts, dtype=np.int64).tolist()]
-        replies = await _together(
+        results = await _together(
             [
-                self._ask(
-                    Put(batch.keys[part], batch.page_counts[part]),
-                    PutReply,
-                    payload=batch.payload[rows[part.start] : rows[part.stop]],
-                )
+                self._put_some(batch, part, batch.payload[rows[part.start] : rows[part.stop]])
                 for part in cut_pages(batch.page_counts, self._request_pages)
             ]
         )
         return PutResult(
-            status=_joined([reply.result.status for reply in replies], np.uint8),
-            versions=_joined([reply.result.versions for reply in replies], np.uint64),
+            status=_joined([result.status for result in results], np.uint8),
+            versions=_joined([result.versions for result in results], np.uint64),
         )
 
     async def delete(self, keys: Sequence[bytes]) -> U8:
@@ -170,11 +168,19 @@ class TcpBackend(Backend):
         self._closed = True
         await self._pool.close(ClosedError, "this backend was closed")
 
-    async def _ask(
-        self, message: Message, expected: type[Reply], payload: U8 | None = None
-    ) -> Reply:
+    async def _ask(self, message: Message, expected: type[Reply]) -> Reply:
         connection = await self._take()
-        return await connection.ask(message, expected, self._timeout_s, payload=payload)
+        return await connection.ask(message, expected, self._timeout_s)
+
+    async def _put_some(self, batch: ObjectBatch, part: slice, payload: U8) -> PutResult:
+        """Put objects that fit into one request, or one object of any size."""
+        connection = await self._take()
+        if len(payload) > self._frame_pages:
+            key, part_pages = batch.keys[part.start], self._request_pages
+            return await upload(connection, key, payload, part_pages, self._timeout_s)
+        message = Put(batch.keys[part], batch.page_counts[part])
+        reply = await connection.ask(message, PutReply, self._timeout_s, payload=payload)
+        return reply.result
 
     async def _read_part(self, batch: ExtentBatch, out: U8) -> U8:
         connection = await self._take()
@@ -209,14 +215,13 @@ def _joined(parts: Sequence[NDArray[Any]], dtype: type[Number]) -> NDArray[Numbe
     return np.concatenate([np.empty(0, dtype), *parts])
 
 
-def _capability(there: Capability, payload_pages_max: int) -> Capability:
+def _capability(there: Capability, frame_pages: int) -> Capability:
     """What can be done from here: what can be done there, as far as it fits into frames."""
     return replace(
         there,
         shared=True,
         key_bytes_max=min(there.key_bytes_max, KEY_BYTES_MAX),
-        object_pages_max=min(there.object_pages_max, payload_pages_max),
-        extent_pages_max=min(there.extent_pages_max, payload_pages_max),
+        extent_pages_max=min(there.extent_pages_max, frame_pages),
     )
 
 

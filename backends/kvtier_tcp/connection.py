@@ -48,6 +48,8 @@ class Connection(asyncio.BufferedProtocol):
     Attributes:
         welcome: what the server said of itself.
         is_lost: nothing can be asked any more.
+        uploading: held while an object goes in parts: one at a time, which any server takes.
+        upload_numbers: those of the uploads to come.
     """
 
     welcome: Welcome
@@ -57,10 +59,13 @@ class Connection(asyncio.BufferedProtocol):
         self._parser = FrameParser(self, FrameLimits(), _HEAD_BYTES)
         self._numbers = count(1)
         self._pending: dict[int, _Pending] = {}
+        self._turn = asyncio.Lock()  # fair: requests leave in the order in which they were asked
         self._received = 0  # calls of the transport, to tell a slow server from a frozen one
         self._writable = asyncio.Event()
         self._writable.set()
         self._closed = asyncio.Event()
+        self.uploading = asyncio.Lock()
+        self.upload_numbers = count(1)
         self.is_lost = False
 
     async def ask(
@@ -70,9 +75,9 @@ class Connection(asyncio.BufferedProtocol):
         timeout_s: float,
         *,
         placement: Placement | None = None,
-        payload: U8 | None = None,
+        payload: U8 | bytes | None = None,
     ) -> Reply:
-        """Send a request and wait for its reply.
+        """Send a request and wait for its reply. Requests leave in the order of the calls.
 
         Args:
             message: the request.
@@ -92,9 +97,9 @@ class Connection(asyncio.BufferedProtocol):
         received = self._received
         try:
             async with asyncio.timeout(timeout_s):
-                while not self._writable.is_set():  # again: who woke first may have filled it
+                async with self._turn:
                     await self._writable.wait()
-                self._send(message, number, payload)
+                    self._send(message, number, payload)
                 reply = await answer
         except TimeoutError:
             if received == self._received:
@@ -111,6 +116,11 @@ class Connection(asyncio.BufferedProtocol):
         if isinstance(reply, expected):
             return reply
         raise self._no_answer(message, reply)
+
+    def tell(self, message: Message) -> None:
+        """Send a request whose reply nobody waits for; on a lost connection do nothing."""
+        if not self.is_lost:
+            self._send(message, next(self._numbers), None)
 
     async def close(self, kind: type[KvtierError], why: str) -> None:
         """End the connection; what is in flight raises ``kind``."""
@@ -175,15 +185,16 @@ class Connection(asyncio.BufferedProtocol):
         if isinstance(message, Failure):
             self._give_up(BackendError, message.text)
 
-    def _send(self, message: Message, number: int, payload: U8 | None) -> None:
+    def _send(self, message: Message, number: int, payload: U8 | bytes | None) -> None:
         if self.is_lost:
             raise BackendError(f"origin {self._address}: connection lost")
         if payload is None:
             self._transport.write(encode(message, number))
             return
-        self._transport.write(encode(message, number, payload.nbytes))
         # A copy: the transport may hold on to it after a cancelled caller went on to reuse it.
-        self._transport.write(payload.tobytes())
+        data = payload if isinstance(payload, bytes) else payload.tobytes()
+        self._transport.write(encode(message, number, len(data)))
+        self._transport.write(data)
 
     def _no_answer(self, message: Message, reply: Message) -> KvtierError:
         """What to raise for a reply that is not the expected one."""

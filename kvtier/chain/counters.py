@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from kvtier.chain.flight import Read
+
 
 @dataclass(slots=True)
 class LevelCounters:
@@ -56,3 +60,19 @@ class Counters:
     late: int = 0
     written_objects: int = 0
     written_pages: int = 0
+
+    def add(self, read: Read) -> None:
+        """Count a read that is complete."""
+        reads = len(read.page_ids)
+        self.batches += 1
+        self.reads += reads
+        self.delivered += reads - int(np.count_nonzero(read.status)) - read.late
+        self.unique += reads - read.folded
+        self.folded += read.folded
+        self.joined += read.joined
+        self.absent += read.absent
+        self.failed += read.failed
+        self.late += read.late
+        for level, lookups, hits in zip(self.levels, read.lookups, read.hits, strict=True):
+            level.lookups += lookups
+            level.hits += hits

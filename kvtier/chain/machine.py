@@ -29,9 +29,10 @@ from kvtier.chain.actions import (
 )
 from kvtier.chain.admission import admitted
 from kvtier.chain.counters import Counters, LevelCounters
+from kvtier.chain.epochs import Epochs
 from kvtier.chain.extents import ExtentRules, plan_extents
-from kvtier.chain.flight import NO_ROWS, UNRESOLVED, Flight, Read, Waiter, Write, group
-from kvtier.inflight import InflightTable
+from kvtier.chain.flight import NO_ROWS, UNRESOLVED, Flight, Read, Waiter, Write
+from kvtier.chain.flights import Flights
 from kvtier.pages import I64, U8, U64, Bool, LookupResult, PageState, PageStatus
 from kvtier.settings import ChainSettings
 
@@ -75,14 +76,11 @@ class Chain:
         self._tiers = tuple(tiers)
         self._levels = self._tiers if origin is None else (*self._tiers, origin)
         self._page_bytes = page_bytes
-        self._inflight = InflightTable(settings.inflight_pages_max)
-        self._flights: dict[int, Flight] = {}
-        self._flight_number = 0
+        self._epochs = Epochs()
+        self._flights = Flights(settings.inflight_pages_max, self._epochs)
         self._backlog: deque[Flight] = deque()
         buffers = settings.staging_bytes // (settings.device_batch_pages * page_bytes)
         self._free_buffers = list(range(buffers - 1, -1, -1))
-        self._epoch = 0
-        self._holders: dict[int, int] = {}
         self._open_batches = 0
         self.buffer_count = buffers
         self.counters = Counters(levels=[LevelCounters() for _ in self._levels])
@@ -92,7 +90,7 @@ class Chain:
     @property
     def room_pages(self) -> int:
         """Pages that can still be taken in flight; a batch that misses more has to wait."""
-        return self._inflight.free
+        return self._flights.room_pages
 
     @property
     def idle(self) -> bool:
@@ -108,9 +106,10 @@ class Chain:
         the batch only fills the tiers; with ``held`` its epoch, and so every slot of the first
         tier that it touched, is kept until :meth:`release`.
         """
+        self._open_batches += 1
         levels = len(self._levels)
         read = Read(
-            epoch=self._begin(),
+            epoch=self._epochs.begin(),
             page_ids=page_ids,
             status=np.full(len(page_ids), UNRESOLVED, np.uint8),
             wants_bytes=wants_bytes,
@@ -127,7 +126,8 @@ class Chain:
 
     def write(self, page_ids: U64, objects: int) -> tuple[Write, list[Action]]:
         """Start filling the tiers with new pages (u64[n], distinct) of whole objects."""
-        write = Write(epoch=self._begin(), page_ids=page_ids, objects=objects)
+        self._open_batches += 1
+        write = Write(epoch=self._epochs.begin(), page_ids=page_ids, objects=objects)
         actions: list[Action] = [
             self._lookup(level, write, page_ids)
             for level, tier in enumerate(self._tiers)
@@ -138,13 +138,11 @@ class Chain:
 
     def invalidate(self, page_ids: U64) -> list[Action]:
         """Forget pages (u64[n]) everywhere; those on their way are delivered, but not cached."""
-        carriers, positions = self._inflight.find(page_ids)
-        found = np.flatnonzero(carriers >= 0)
-        for number, chosen in group(carriers[found]):
-            flight = self._flights[number]
+        numbers, positions = self._flights.find(page_ids)
+        for flight, chosen in self._flights.grouped(numbers):
             if flight.doomed is None:
                 flight.doomed = np.zeros(len(flight), np.bool_)
-            flight.doomed[positions[found[chosen]]] = True
+            flight.doomed[positions[chosen]] = True
         return [Invalidate(level, page_ids) for level in range(len(self._tiers))]
 
     def expire(self, read: Read) -> U8:
@@ -159,7 +157,7 @@ class Chain:
     def release(self, read: Read) -> None:
         """End the hold of a read that was started with ``held``."""
         if read.held and read.unresolved == 0:
-            self._let_go(read.epoch)
+            self._epochs.let_go(read.epoch)
         read.held = False
 
     # -- what a driver reports ----------------------------------------------------------------
@@ -218,9 +216,9 @@ class Chain:
     def _lookup(self, level: int, ticket: Read | Flight | Write, page_ids: U64) -> Lookup:
         # A flight that failed at one level comes late to the next one, behind younger batches:
         # the present epoch keeps the order, and protects as well, for the flight holds an older.
-        admit = admitted(page_ids, self._epoch, self._tiers[level].admit)
-        oldest = next(iter(self._holders))
-        return Lookup(level, ticket, page_ids, self._epoch, oldest, admit)
+        epoch = self._epochs.newest
+        admit = admitted(page_ids, epoch, self._tiers[level].admit)
+        return Lookup(level, ticket, page_ids, epoch, self._epochs.oldest, admit)
 
     def _first_lookup(self, read: Read, result: LookupResult) -> list[Action]:
         hit = result.states == PageState.VALID
@@ -267,14 +265,14 @@ class Chain:
         if reserved is not None:
             read.lookups[0] += len(first_rows)
             reserved = reserved[first_rows]
-        carriers, positions = self._inflight.find(page_ids)
-        flying = carriers >= 0
+        numbers, positions = self._flights.find(page_ids)
+        flying = numbers >= 0
         actions: list[Action] = []
         if flying.any():
             if reserved is not None:
                 # The page was on its way without a slot here (bypassed, or not admitted).
                 actions += _if_any(Abort, 0, reserved[flying & (reserved >= 0)])
-            actions += self._join(read, rows, unique, carriers[page_of], positions[page_of])
+            actions += self._join(read, rows, unique, numbers[page_of], positions[page_of])
         if not flying.all():
             fresh = ~flying
             place = np.cumsum(fresh) - 1
@@ -282,7 +280,7 @@ class Chain:
             waiter = Waiter(
                 read, rows[chosen], place[page_of[chosen]], unique[chosen], joined=False
             )
-            flight = self._take_off(read.epoch, page_ids[fresh], waiter)
+            flight = self._flights.take_off(read.epoch, page_ids[fresh], waiter)
             if reserved is None:
                 return actions + self._seek(flight, 0)
             slots = reserved if found is None else found[first_rows]
@@ -291,14 +289,11 @@ class Chain:
         return actions
 
     def _join(
-        self, read: Read, rows: I64, unique: Bool, carriers: I64, positions: I64
+        self, read: Read, rows: I64, unique: Bool, numbers: I64, positions: I64
     ) -> list[Action]:
         actions: list[Action] = []
-        read.joined = int(np.count_nonzero(unique & (carriers >= 0)))
-        for number, chosen in group(carriers):
-            if number < 0:
-                continue
-            flight = self._flights[number]
+        read.joined = int(np.count_nonzero(unique & (numbers >= 0)))
+        for flight, chosen in self._flights.grouped(numbers):
             waiter = Waiter(read, rows[chosen], positions[chosen], unique[chosen], joined=True)
             flight.waiters.append(waiter)
             if flight.landed:
@@ -325,7 +320,7 @@ class Chain:
         self, level: int, flight: Flight, hit: Bool, slots: I64, reserved: I64
     ) -> list[Action]:
         """Send the pages that hit at ``level`` for their bytes, and the others further down."""
-        found, rest = self._divide(flight, [np.flatnonzero(hit), np.flatnonzero(~hit)])
+        found, rest = self._flights.divide(flight, [np.flatnonzero(hit), np.flatnonzero(~hit)])
         actions: list[Action] = []
         if rest is not None:
             rest.fills.append(reserved[~hit])
@@ -350,7 +345,7 @@ class Chain:
 
     def _plan(self, flight: Flight, locations: U64) -> list[Action]:
         batches = list(plan_extents(locations, self._levels[flight.source].rules))
-        parts = self._divide(flight, [batch.pages for batch in batches])
+        parts = self._flights.divide(flight, [batch.pages for batch in batches])
         for part, batch in zip(parts, batches, strict=True):
             assert part is not None
             part.rows = batch.page_rows
@@ -372,7 +367,9 @@ class Chain:
         """Deliver what came; a tier's failures go on to the next level, the origin's end here."""
         outcomes = (PageStatus.OK, PageStatus.ABSENT, PageStatus.FAILED)
         level, buffer = flight.source, flight.buffer
-        parts = self._divide(flight, [np.flatnonzero(status == outcome) for outcome in outcomes])
+        parts = self._flights.divide(
+            flight, [np.flatnonzero(status == outcome) for outcome in outcomes]
+        )
         actions: list[Action] = []
         if parts[0] is not None:
             actions += self._deliver(parts[0])
@@ -432,36 +429,10 @@ class Chain:
             self.counters.levels[-1].failures += len(flight)
         for waiter in flight.waiters:
             actions += self._resolve(waiter.read, waiter.rows, status)
-        self._land(flight)
+        self._flights.land(flight)
         return actions
 
-    # -- flights ------------------------------------------------------------------------------
-
-    def _take_off(self, epoch: int, page_ids: U64, waiter: Waiter) -> Flight:
-        flight = Flight(self._next_number(), epoch, page_ids, [], [waiter])
-        self._inflight.assign(page_ids, flight.number, np.arange(len(page_ids)))
-        self._flights[flight.number] = flight
-        self._holders[epoch] += 1
-        return flight
-
-    def _divide(self, flight: Flight, parts: Sequence[I64]) -> list[Flight | None]:
-        """Cut a flight into parts (positions, together all of it); None for an empty part."""
-        whole = [len(part) == len(flight) for part in parts]
-        if any(whole) and np.array_equal(parts[whole.index(True)], np.arange(len(flight))):
-            return [flight if is_whole else None for is_whole in whole]
-        flights: list[Flight | None] = []
-        for pages, waiters in zip(parts, flight.split_waiters(parts), strict=True):
-            if len(pages) == 0:
-                flights.append(None)
-                continue
-            part = flight.take(self._next_number(), pages, waiters)
-            self._inflight.assign(part.page_ids, part.number, np.arange(len(pages)))
-            self._flights[part.number] = part
-            self._holders[flight.epoch] += 1
-            flights.append(part)
-        del self._flights[flight.number]
-        self._let_go(flight.epoch)
-        return flights
+    # -- endings ------------------------------------------------------------------------------
 
     def _end_if_done(self, flight: Flight) -> list[Action]:
         if flight.steps:
@@ -470,32 +441,10 @@ class Chain:
         for waiter in flight.waiters:
             if not waiter.read.wants_bytes:
                 actions += self._resolve(waiter.read, waiter.rows, PageStatus.OK)
-        self._land(flight)
+        self._flights.land(flight)
         if flight.buffer >= 0:
             self._free_buffers.append(flight.buffer)
         return actions + self._issue()
-
-    def _land(self, flight: Flight) -> None:
-        self._inflight.remove(flight.page_ids)
-        del self._flights[flight.number]
-        self._let_go(flight.epoch)
-
-    def _next_number(self) -> int:
-        self._flight_number += 1
-        return self._flight_number
-
-    # -- epochs and endings -------------------------------------------------------------------
-
-    def _begin(self) -> int:
-        self._epoch += 1
-        self._open_batches += 1
-        self._holders[self._epoch] = 1
-        return self._epoch
-
-    def _let_go(self, epoch: int) -> None:
-        self._holders[epoch] -= 1
-        if self._holders[epoch] == 0:
-            del self._holders[epoch]
 
     def _resolve(self, read: Read, rows: I64 | None, status: PageStatus) -> list[Action]:
         read.status[slice(None) if rows is None else rows] = status
@@ -503,29 +452,17 @@ class Chain:
         return self._complete_read(read) if read.unresolved == 0 else []
 
     def _complete_read(self, read: Read) -> list[Action]:
-        total = self.counters
-        total.batches += 1
-        total.reads += len(read.page_ids)
-        total.delivered += len(read.page_ids) - int(np.count_nonzero(read.status)) - read.late
-        total.unique += len(read.page_ids) - read.folded
-        total.folded += read.folded
-        total.joined += read.joined
-        total.absent += read.absent
-        total.failed += read.failed
-        total.late += read.late
-        for level, lookups, hits in zip(total.levels, read.lookups, read.hits, strict=True):
-            level.lookups += lookups
-            level.hits += hits
+        self.counters.add(read)
         self._open_batches -= 1
         if not read.held:
-            self._let_go(read.epoch)
+            self._epochs.let_go(read.epoch)
         return [Complete(read)]
 
     def _complete_write(self, write: Write) -> list[Action]:
         self.counters.written_objects += write.objects
         self.counters.written_pages += len(write.page_ids)
         self._open_batches -= 1
-        self._let_go(write.epoch)
+        self._epochs.let_go(write.epoch)
         return [Complete(write)]
 
 

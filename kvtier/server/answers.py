@@ -11,15 +11,20 @@ import numpy as np
 from kvtier.backend import Backend, ObjectBatch, PutResult
 from kvtier.errors import BackendError, LimitError, ProtocolError
 from kvtier.pages import U8, PageStatus
+from kvtier.server.limits import ServerLimits
+from kvtier.server.uploads import Uploads
 from kvtier.wire.codec import encode
 from kvtier.wire.frames import HEADER_BYTES
 from kvtier.wire.messages import (
+    Abandon,
+    AbandonReply,
     Delete,
     DeleteReply,
     Keys,
     KeysReply,
     Message,
     Put,
+    PutPart,
     PutReply,
     Read,
     ReadReply,
@@ -46,17 +51,25 @@ class Answers:
     Args:
         backend: the store.
         page_bytes: its page size.
-        payload_bytes_max: longest payload of a reply.
-        listings_max: listings that may be open at once.
+        object_pages_max: most pages of an object, as announced.
+        uploads: takes the objects that come in parts; closed with this.
+        limits: bounds of a reply, and of the listings open at once.
     """
 
     def __init__(
-        self, backend: Backend, page_bytes: int, payload_bytes_max: int, listings_max: int
+        self,
+        backend: Backend,
+        page_bytes: int,
+        object_pages_max: int,
+        uploads: Uploads,
+        limits: ServerLimits,
     ) -> None:
         self._backend = backend
         self._page_bytes = page_bytes
-        self._payload_bytes_max = payload_bytes_max
-        self._listings_max = listings_max
+        self._object_pages_max = object_pages_max
+        self._uploads = uploads
+        self._payload_bytes_max = limits.frame.payload_bytes_max
+        self._listings_max = limits.listings_max
         self._listings: dict[int, AsyncIterator[bytes]] = {}  # those that nobody is reading now
         self._cursors = count(1)
 
@@ -72,6 +85,11 @@ class Answers:
                 return await self._read(number, message)
             case Put():
                 return [encode(PutReply(await self._put(message, payload)), number)]
+            case PutPart():
+                return [encode(await self._uploads.take(message, payload), number)]
+            case Abandon(upload):
+                await self._uploads.abandon(upload)
+                return [encode(AbandonReply(), number)]
             case Stat(keys):
                 return [encode(StatReply(await self._backend.stat(keys)), number)]
             case Delete(keys):
@@ -83,7 +101,8 @@ class Answers:
                 raise ProtocolError(f"a {type(message).__name__} is no request")
 
     async def close(self) -> None:
-        """End the listings that are still open."""
+        """End the uploads and listings that are still open."""
+        await self._uploads.close()
         while self._listings:
             await _end(self._listings.popitem()[1])
 
@@ -116,6 +135,11 @@ class Answers:
             raise ProtocolError(
                 f"a PUT of {pages} pages has a payload of {have_bytes} bytes: "
                 f"the pages have {self._page_bytes}"
+            )
+        if pages and int(message.page_counts.max()) > self._object_pages_max:
+            raise LimitError(
+                f"an object of {int(message.page_counts.max())} pages: "
+                f"{self._object_pages_max} are possible"
             )
         whole = np.empty(0, np.uint8) if payload is None else payload
         batch = ObjectBatch(message.keys, message.page_counts, whole.reshape(-1, self._page_bytes))

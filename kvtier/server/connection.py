@@ -18,6 +18,8 @@ from kvtier.errors import KvtierError, LimitError, ProtocolError
 from kvtier.pages import U8
 from kvtier.server.answers import Answers, Buffers, reply_bytes
 from kvtier.server.limits import ServerLimits
+from kvtier.server.spool import SpoolRoom
+from kvtier.server.uploads import Uploads
 from kvtier.wire.codec import decode, encode
 from kvtier.wire.frames import Frame, FrameLimits, FrameParser
 from kvtier.wire.messages import ErrorCode, Failure, Hello, Message, Welcome
@@ -40,6 +42,7 @@ class Export:
         page_bytes: the page size that it was opened with.
         token: what a client must present; None accepts all.
         limits: bounds.
+        room: where uploads wait for their end.
         connections: the connections there are.
         tasks: what runs on their behalf.
     """
@@ -48,6 +51,7 @@ class Export:
     page_bytes: int
     token: str | None
     limits: ServerLimits
+    room: SpoolRoom = field(default_factory=SpoolRoom)
     connections: set[Connection] = field(default_factory=set)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -169,11 +173,12 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._silence.cancel()
         self._parser.limits = self._limits.frame
-        payload_bytes_max = self._limits.frame.payload_bytes_max
-        self._answers = Answers(
-            export.backend, export.page_bytes, payload_bytes_max, self._limits.listings_max
-        )
-        welcome = Welcome(export.page_bytes, payload_bytes_max, export.backend.capability)
+        limits, backend, page_bytes = self._limits, export.backend, export.page_bytes
+        capability = limits.capability(backend.capability, page_bytes)
+        object_pages_max = capability.object_pages_max
+        uploads = Uploads(backend, page_bytes, object_pages_max, limits.uploads_max, export.room)
+        self._answers = Answers(backend, page_bytes, object_pages_max, uploads, limits)
+        welcome = Welcome(page_bytes, limits.frame.payload_bytes_max, capability)
         self._write([encode(welcome, number)])
 
     def _start_waiting(self) -> None:

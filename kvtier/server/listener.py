@@ -44,10 +44,14 @@ async def serve(
             f"serving on {host} lets other hosts in: give a token, or serve on 127.0.0.1"
         )
     limits = limits or ServerLimits()
-    if limits.frame.payload_bytes_max < page_bytes:
-        raise SettingsError(
-            f"payload_bytes_max is {limits.frame.payload_bytes_max}: one page has {page_bytes}"
-        )
+    for name, most in (
+        ("payload_bytes_max", limits.frame.payload_bytes_max),
+        ("upload_bytes_max", limits.upload_bytes_max),
+    ):
+        if most < page_bytes:
+            raise SettingsError(f"{name} is {most}: one page has {page_bytes}")
+    if limits.uploads_max < 1:
+        raise SettingsError(f"uploads_max is {limits.uploads_max}: at least 1 is needed")
     export = Export(backend, page_bytes, token, limits)
     loop = asyncio.get_running_loop()
     try:
@@ -84,6 +88,11 @@ class Server:
     def connections(self) -> int:
         """Connections there are now."""
         return len(self._export.connections)
+
+    @property
+    def uploads(self) -> int:
+        """Objects of which a part lies on the disk of this server now."""
+        return self._export.room.spools
 
     async def close(self, grace_s: float = _GRACE_S) -> None:
         """Accept nothing more, answer what was received, then close every connection.

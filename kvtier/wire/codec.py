@@ -22,6 +22,8 @@ from kvtier.errors import ProtocolError
 from kvtier.pages import I64, U8, U32, U64, PageStatus
 from kvtier.wire.frames import Frame, Kind, encode_frame
 from kvtier.wire.messages import (
+    Abandon,
+    AbandonReply,
     Delete,
     DeleteReply,
     ErrorCode,
@@ -31,6 +33,8 @@ from kvtier.wire.messages import (
     KeysReply,
     Message,
     Put,
+    PutPart,
+    PutPartReply,
     PutReply,
     Read,
     ReadReply,
@@ -49,6 +53,7 @@ _TEXT_BYTES_MAX: Final = 1024
 _STATUS_MAX: Final = max(PageStatus)
 _COUNT: Final = struct.Struct("<Q")
 _COUNTS: Final = struct.Struct("<II")
+_PART: Final = struct.Struct("<QII")
 _WELCOME: Final = struct.Struct("<QIIQQQQQ")
 _WRITABLE, _LISTABLE, _PERSISTENT, _SHARED = 1, 2, 4, 8
 
@@ -254,6 +259,27 @@ def _decode_put_reply(body: _Body) -> PutReply:
     return PutReply(PutResult(body.statuses(count), versions))
 
 
+def _encode_put_part(message: PutPart) -> bytes:
+    return _PART.pack(message.upload, message.page_count, message.first_page) + _pack_keys(
+        (message.key,)
+    )
+
+
+def _decode_put_part(body: _Body) -> PutPart:
+    upload, page_count, first_page = body.numbers(_PART)
+    (key,) = body.keys(1)
+    return PutPart(upload, key, page_count, first_page)
+
+
+def _encode_put_part_reply(message: PutPartReply) -> bytes:
+    return _COUNT.pack(message.version) + bytes((message.status,))
+
+
+def _decode_put_part_reply(body: _Body) -> PutPartReply:
+    (version,) = body.numbers(_COUNT)
+    return PutPartReply(PageStatus(int(body.statuses(1)[0])), version)
+
+
 def _encode_statuses(message: ReadReply | DeleteReply) -> bytes:
     return _COUNT.pack(len(message.status)) + message.status.tobytes()
 
@@ -303,6 +329,14 @@ _CODECS_BY_TYPE: Final[dict[type, _Codec]] = {
     ),
     Put: _Codec(Kind.PUT, _encode_put, _decode_put),
     PutReply: _Codec(Kind.PUT_REPLY, _encode_put_reply, _decode_put_reply),
+    PutPart: _Codec(Kind.PUT_PART, _encode_put_part, _decode_put_part),
+    PutPartReply: _Codec(Kind.PUT_PART_REPLY, _encode_put_part_reply, _decode_put_part_reply),
+    Abandon: _Codec(
+        Kind.ABANDON,
+        lambda m: _COUNT.pack(m.upload),
+        lambda body: Abandon(body.numbers(_COUNT)[0]),
+    ),
+    AbandonReply: _Codec(Kind.ABANDON_REPLY, lambda _: b"", lambda _: AbandonReply()),
     Delete: _Codec(Kind.DELETE, _encode_some_keys, lambda body: Delete(_decode_some_keys(body))),
     DeleteReply: _Codec(
         Kind.DELETE_REPLY, _encode_statuses, lambda body: DeleteReply(_decode_statuses(body))

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from kvtier.errors import ProtocolError
 
 MAGIC: Final = b"KVTR"
-WIRE_VERSION: Final = 1
+WIRE_VERSION: Final = 1  # no release speaks it yet: raised by changes from the first one on
 _HEADER: Final = struct.Struct("<4sBBHQQQ")
 HEADER_BYTES: Final = _HEADER.size
 _HEAD_BYTES_DEFAULT: Final = 64 << 10
@@ -40,10 +40,14 @@ class Kind(enum.IntEnum):
     KEYS_REPLY = 12
     ERROR = 14
     """The answer, instead of the expected one, to a request that failed as a whole."""
+    PUT_PART = 15
+    PUT_PART_REPLY = 16
+    ABANDON = 17
+    ABANDON_REPLY = 18
 
 
 _KINDS: Final = {int(kind): kind for kind in Kind}
-_WITH_PAYLOAD: Final = frozenset({Kind.READ_REPLY, Kind.PUT})
+_WITH_PAYLOAD: Final = frozenset({Kind.READ_REPLY, Kind.PUT, Kind.PUT_PART})
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from enum import IntEnum
 from typing import TypeAlias
 
 from kvtier.backend import Capability, ExtentBatch, ObjectStats, PutResult
-from kvtier.pages import U8, U32
+from kvtier.pages import U8, U32, PageStatus
 
 
 class ErrorCode(IntEnum):
@@ -83,6 +83,51 @@ class PutReply:
 
 
 @dataclass(frozen=True, slots=True)
+class PutPart:
+    """Some pages of an object that is larger than a frame; the payload holds them.
+
+    The parts of an upload come in order, over one connection, from page 0 to the last, which
+    publishes the object. No second part is sent before the first was answered.
+
+    Attributes:
+        upload: chosen by the client, never used twice on a connection.
+        key: of the object.
+        page_count: pages of the whole object.
+        first_page: the first page of this part.
+    """
+
+    upload: int
+    key: bytes
+    page_count: int
+    first_page: int
+
+
+@dataclass(frozen=True, slots=True)
+class PutPartReply:
+    """What became of a part, and with the last part of the object.
+
+    Attributes:
+        status: OK, or FAILED: then the upload has failed whatever else is sent of it.
+        version: of the published object; 0 before the last part, and where it failed.
+    """
+
+    status: PageStatus
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """Forget an upload that is not complete; one that has ended, or never was, is no error."""
+
+    upload: int
+
+
+@dataclass(frozen=True, slots=True)
+class AbandonReply:
+    """Nothing is left of the upload."""
+
+
+@dataclass(frozen=True, slots=True)
 class Delete:
     keys: tuple[bytes, ...]
 
@@ -124,6 +169,10 @@ Message: TypeAlias = (
     | ReadReply
     | Put
     | PutReply
+    | PutPart
+    | PutPartReply
+    | Abandon
+    | AbandonReply
     | Delete
     | DeleteReply
     | Keys

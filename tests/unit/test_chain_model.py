@@ -120,7 +120,7 @@ class ChainMachine(RuleBasedStateMachine):
         assert len(chain._free_buffers) == chain.buffer_count
         for read in self.leases:
             chain.release(read)
-        assert not chain._holders
+        assert len(chain._epochs) == 0
         for index in self.harness.indexes:
             assert not (index.snapshot().states == PageState.PENDING).any()
 

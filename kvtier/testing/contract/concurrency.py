@@ -64,11 +64,15 @@ class ConcurrencyContract(ContractBase):
         await put_objects(backend, {b"a": self.make(b"a", _PAGES)}, self.page_bytes)
 
         async def write() -> None:
-            for generation in range(_GENERATIONS):
+            generation = 0
+            while generation < _GENERATIONS or not reads:
                 pages = self.make(b"a", _PAGES, generation)
                 version = await put_objects(backend, {b"a": pages}, self.page_bytes)
                 contents[version[b"a"]] = generation
-                await asyncio.sleep(0)
+                # Ever longer, so that a read fits between two puts in the end.
+                for _ in range(generation):
+                    await asyncio.sleep(0)
+                generation += 1
 
         async def read(writer: asyncio.Task[None]) -> None:
             while not writer.done():
@@ -81,9 +85,10 @@ class ConcurrencyContract(ContractBase):
                     reads.append((version, out))
                 await asyncio.sleep(0)
 
-        writer = asyncio.create_task(write())
-        await asyncio.gather(writer, *(read(writer) for _ in range(3)))
-        assert reads
+        async with asyncio.TaskGroup() as group:
+            writer = group.create_task(write())
+            for _ in range(3):
+                group.create_task(read(writer))
         for version, out in reads:
             if version in contents:
                 expected = self.make(b"a", _PAGES, contents[version])

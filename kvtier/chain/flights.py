@@ -1,0 +1,82 @@
+"""All flights under way, and the in-flight table that says which page is on which of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from kvtier.chain.epochs import Epochs
+from kvtier.chain.flight import Flight, Waiter, group
+from kvtier.inflight import InflightTable
+from kvtier.pages import I64, U64
+
+
+class Flights:
+    """Takes pages into flight, divides flights, lands them; each holds its epoch.
+
+    Args:
+        pages_max: pages in flight at once.
+        epochs: what flights hold.
+    """
+
+    def __init__(self, pages_max: int, epochs: Epochs) -> None:
+        self._table = InflightTable(pages_max)
+        self._epochs = epochs
+        self._by_number: dict[int, Flight] = {}
+        self._last_number = 0
+
+    def __len__(self) -> int:
+        return len(self._by_number)
+
+    @property
+    def room_pages(self) -> int:
+        """Pages that can still take off."""
+        return self._table.free
+
+    def find(self, page_ids: U64) -> tuple[I64, I64]:
+        """Number of the flight that carries each page, and its position there; -1 for none."""
+        return self._table.find(page_ids)
+
+    def grouped(self, numbers: I64) -> Iterator[tuple[Flight, I64]]:
+        """Each flight of which the number occurs, with the indices at which it does."""
+        for number, chosen in group(numbers):
+            if number >= 0:
+                yield self._by_number[number], chosen
+
+    def take_off(self, epoch: int, page_ids: U64, waiter: Waiter) -> Flight:
+        """A new flight. Raises LimitError, and changes nothing, if there is no room for it."""
+        flight = Flight(self._last_number + 1, epoch, page_ids, [], [waiter])
+        self._add(flight)
+        return flight
+
+    def divide(self, flight: Flight, parts: Sequence[I64]) -> list[Flight | None]:
+        """Cut a flight into parts (positions, together all of it); None for an empty part."""
+        whole = [len(part) == len(flight) for part in parts]
+        if any(whole) and np.array_equal(parts[whole.index(True)], np.arange(len(flight))):
+            return [flight if is_whole else None for is_whole in whole]
+        flights: list[Flight | None] = []
+        for pages, waiters in zip(parts, flight.split_waiters(parts), strict=True):
+            if len(pages):
+                part = flight.take(self._last_number + 1, pages, waiters)
+                self._add(part)
+                flights.append(part)
+            else:
+                flights.append(None)
+        self._remove(flight)
+        return flights
+
+    def land(self, flight: Flight) -> None:
+        """End a flight: its pages are on their way no more."""
+        self._table.remove(flight.page_ids)
+        self._remove(flight)
+
+    def _add(self, flight: Flight) -> None:
+        self._table.assign(flight.page_ids, flight.number, np.arange(len(flight)))
+        self._last_number = flight.number
+        self._by_number[flight.number] = flight
+        self._epochs.hold(flight.epoch)
+
+    def _remove(self, flight: Flight) -> None:
+        del self._by_number[flight.number]
+        self._epochs.let_go(flight.epoch)
