@@ -6,8 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kvtier.cache import Lease, OpenedObjects, ReadResult, TieredCache
+    from kvtier.cache import OpenedObjects, ReadResult, TieredCache
     from kvtier.errors import KvtierError
+    from kvtier.lease import Lease
     from kvtier.opening import open_cache
     from kvtier.pages import PageStatus
     from kvtier.settings import Settings, default_settings, load_settings
@@ -27,7 +28,7 @@ __all__ = [
 
 _HOMES = {
     "KvtierError": "kvtier.errors",
-    "Lease": "kvtier.cache",
+    "Lease": "kvtier.lease",
     "OpenedObjects": "kvtier.cache",
     "PageStatus": "kvtier.pages",
     "ReadResult": "kvtier.cache",

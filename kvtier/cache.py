@@ -10,25 +10,21 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from kvtier.backend import ObjectBatch, ObjectStats, PutResult
+from kvtier.backend import ObjectBatch
+from kvtier.catalogue import Catalogue, ObjectStore
 from kvtier.chain import Chain, Read
 from kvtier.directory import ObjectDirectory, ObjectEntry
 from kvtier.errors import BackendError, LimitError
+from kvtier.lease import Lease
 from kvtier.measure import Measurements
 from kvtier.pages import I64, U8, U32, U64, Bool, PageStatus, expand_objects
 from kvtier.settings import Settings
-
-logger = logging.getLogger(__name__)
-
-LEASE_OVERDUE_S: Final = 30.0
-"""A lease held longer is reported; its slots stay quarantined."""
 
 
 class Driver(Protocol):
@@ -54,22 +50,14 @@ class Driver(Protocol):
 
     def resident(self, page_ids: U64) -> Bool: ...
 
+    def check(self) -> None: ...
+
     async def drain(self) -> None: ...
 
     async def close(self) -> None: ...
 
 
 DriverT = TypeVar("DriverT", bound=Driver)
-
-
-class Catalogue(Protocol):
-    """What the cache asks of an origin; a :class:`kvtier.backend.Backend` is one."""
-
-    async def stat(self, keys: Sequence[bytes]) -> ObjectStats: ...
-
-    async def put(self, batch: ObjectBatch) -> PutResult: ...
-
-    async def delete(self, keys: Sequence[bytes]) -> U8: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,39 +96,6 @@ class ReadResult:
         return not self.status.any()
 
 
-class Lease:
-    """Pages of the first tier that stay where they are until :meth:`release`.
-
-    Attributes:
-        slots: i64[n], the slot of each page in the first tier, -1 where it is not there
-            (bypassed, not admitted, absent or failed).
-    """
-
-    def __init__(self, chain: Chain, read: Read, slots: I64) -> None:
-        self.slots = slots
-        self._chain = chain
-        self._read = read
-        self._alarm = asyncio.get_running_loop().call_later(LEASE_OVERDUE_S, self._report)
-
-    def release(self) -> None:
-        """Let the slots be reused; a second call does nothing."""
-        self._alarm.cancel()
-        self._chain.release(self._read)
-
-    def __enter__(self) -> Lease:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-    def _report(self) -> None:
-        logger.warning(
-            "a lease of %d pages is overdue after %g s: its slots cannot be reused until released",
-            len(self.slots),
-            LEASE_OVERDUE_S,
-        )
-
-
 class TieredCache(Generic[DriverT]):
     """A multilevel read-through cache of named objects; all calls are batched.
 
@@ -157,14 +112,14 @@ class TieredCache(Generic[DriverT]):
         self,
         driver: DriverT,
         directory: ObjectDirectory,
-        origin: Catalogue | None,
+        origin: ObjectStore | None,
         settings: Settings,
     ) -> None:
         self._driver = driver
-        self._directory = directory
-        self._origin = origin
+        self._catalogue = Catalogue(directory, origin, driver.invalidate)
         self._settings = settings
         self._batch_pages_max = settings.chain.batch_pages_max
+        self._writes_origin = settings.origin is not None and settings.origin.write == "through"
 
     @property
     def driver(self) -> DriverT:
@@ -172,9 +127,9 @@ class TieredCache(Generic[DriverT]):
         return self._driver
 
     @property
-    def directory(self) -> ObjectDirectory:
+    def catalogue(self) -> Catalogue:
         """For the names of PageIds."""
-        return self._directory
+        return self._catalogue
 
     # -- objects ------------------------------------------------------------------------------
 
@@ -185,8 +140,8 @@ class TieredCache(Generic[DriverT]):
             BackendError: the origin cannot say.
             LimitError: more distinct keys than the directory can remember.
         """
-        await self._stat_unknown(keys)
-        entries = self._directory.find(keys)
+        self._driver.check()
+        entries = await self._catalogue.find(keys)
         return OpenedObjects(
             np.array([0 if entry is None else entry.object_id for entry in entries], np.uint32),
             np.array([-1 if entry is None else entry.pages for entry in entries], np.int64),
@@ -194,16 +149,16 @@ class TieredCache(Generic[DriverT]):
 
     async def available(self, keys: Sequence[bytes]) -> Bool:
         """Which objects can be read now, whole (bool[k]): the origin has them, or the tiers do."""
-        await self._stat_unknown(keys)
-        entries = self._directory.find(keys)
+        self._driver.check()
+        entries = await self._catalogue.find(keys)
         available = np.array([entry is not None for entry in entries], np.bool_)
         cached = [row for row, entry in enumerate(entries) if entry and not entry.at_origin]
         if cached:
-            counts = np.array([entry.pages for entry in entries if entry and not entry.at_origin])
-            ids = [entry.object_id for entry in entries if entry and not entry.at_origin]
-            resident = self._driver.resident(expand_objects(np.array(ids, np.uint32), counts))
-            whole = np.logical_and.reduceat(resident, np.cumsum(counts) - counts)
-            available[cached] = whole
+            kept = [entry for entry in entries if entry and not entry.at_origin]
+            counts = np.array([entry.pages for entry in kept])
+            ids = np.array([entry.object_id for entry in kept], np.uint32)
+            resident = self._driver.resident(expand_objects(ids, counts))
+            available[cached] = np.logical_and.reduceat(resident, np.cumsum(counts) - counts)
         return available
 
     async def lookup(self, keys: Sequence[bytes]) -> int:
@@ -226,8 +181,10 @@ class TieredCache(Generic[DriverT]):
             u8[k], OK, or FAILED where the origin refused; that object keeps its old version.
 
         Raises:
-            BackendError: the origin cannot be reached; nothing was published.
+            BackendError: the origin cannot be reached. What went there before the failure stays
+                published; the objects of the failed call are looked up anew when next opened.
         """
+        self._driver.check()
         counts = np.asarray(page_counts, np.int64)
         self._check_write(keys, counts, payload)
         status = np.empty(len(keys), np.uint8)
@@ -239,7 +196,8 @@ class TieredCache(Generic[DriverT]):
             end = max(start + 1, int(np.searchsorted(ends, limit, side="right")))
             rows = None if payload is None else payload[first_row : int(ends[end - 1])]
             part = slice(start, end)
-            status[part] = await self._write_batch(tuple(keys[part]), counts[part], rows)
+            async with self._catalogue.change(keys[part]):
+                status[part] = await self._write_batch(tuple(keys[part]), counts[part], rows)
             start = end
         return status
 
@@ -249,18 +207,15 @@ class TieredCache(Generic[DriverT]):
         Raises:
             BackendError: the origin could not delete all of them; the tiers have forgotten them.
         """
-        self._retire(self._directory.remove(keys))
-        if self._writes_origin() and self._origin is not None:
-            status = await self._origin.delete(keys)
-            failed = int(np.count_nonzero(status == PageStatus.FAILED))
-            if failed:
-                raise BackendError(f"the origin could not delete {failed} of {len(keys)} objects")
-
-    def forget(self, entries: Sequence[ObjectEntry]) -> None:
-        """Let go of versions that the origin no longer has; the next ``open`` asks it anew."""
-        for entry in entries:
-            if self._directory.by_id(entry.object_id) is entry:
-                self._retire(self._directory.remove([entry.key]))
+        self._driver.check()
+        async with self._catalogue.change(keys):
+            if not self._writes_origin:
+                self._catalogue.remove(keys)
+                return
+            status = await self._catalogue.delete(keys)
+        failed = int(np.count_nonzero(status == PageStatus.FAILED))
+        if failed:
+            raise BackendError(f"the origin could not delete {failed} of {len(keys)} objects")
 
     # -- pages --------------------------------------------------------------------------------
 
@@ -288,11 +243,14 @@ class TieredCache(Generic[DriverT]):
         size = self._batch_pages_max
         if len(page_ids) <= size:
             return await self._driver.read(page_ids, rows, deadline_s)
+        loop = asyncio.get_running_loop()
+        end = None if deadline_s is None else loop.time() + deadline_s
         status = np.empty(len(page_ids), np.uint8)
         for start in range(0, len(page_ids), size):
             part = slice(start, start + size)
             part_rows = None if rows is None else rows[part]
-            status[part] = await self._driver.read(page_ids[part], part_rows, deadline_s)
+            left = None if end is None else max(0.0, end - loop.time())
+            status[part] = await self._driver.read(page_ids[part], part_rows, left)
         return status
 
     async def prefetch(self, page_ids: U64) -> U8:
@@ -328,36 +286,17 @@ class TieredCache(Generic[DriverT]):
 
     # -- inside -------------------------------------------------------------------------------
 
-    async def _stat_unknown(self, keys: Sequence[bytes]) -> None:
-        if self._origin is None:
-            return
-        unknown = [key for key in dict.fromkeys(keys) if not self._directory.knows(key)]
-        if not unknown:
-            return
-        objects_max = self._settings.chain.objects_max
-        if len(unknown) > objects_max:
-            raise LimitError(f"{len(unknown)} new keys at once: objects_max is {objects_max}")
-        stats = await self._origin.stat(unknown)
-        for key, pages, version in zip(
-            unknown, stats.pages.tolist(), stats.versions.tolist(), strict=True
-        ):
-            # Another task may have opened or written the key while this one waited.
-            if pages > 0 and not self._directory.knows(key):
-                self._publish(self._directory.reserve(key, pages, version, at_origin=True))
-
-    def _writes_origin(self) -> bool:
-        return self._settings.origin is not None and self._settings.origin.write == "through"
-
     async def _write_batch(self, keys: tuple[bytes, ...], counts: I64, payload: U8 | None) -> U8:
         status = np.zeros(len(keys), np.uint8)
         versions = np.zeros(len(keys), np.uint64)
-        at_origin = self._writes_origin()
-        if self._origin is not None and at_origin:
+        if self._writes_origin:
             rows = np.empty((0, 0), np.uint8) if payload is None else payload
-            result = await self._origin.put(ObjectBatch(keys, counts.astype(np.uint32), rows))
+            batch = ObjectBatch(keys, counts.astype(np.uint32), rows)
+            result = await self._catalogue.put(batch)
             status, versions = result.status, result.versions
+        directory = self._catalogue.directory
         entries = [
-            self._directory.reserve(key, pages, version, at_origin=at_origin)
+            directory.reserve(key, pages, version, at_origin=self._writes_origin)
             for key, pages, version, one in zip(
                 keys, counts.tolist(), versions.tolist(), status.tolist(), strict=True
             )
@@ -365,10 +304,15 @@ class TieredCache(Generic[DriverT]):
         ]
         try:
             await self._fill_tiers(entries, status == PageStatus.OK, counts, payload)
-        finally:
-            # Also when cancelled: the origin has the objects, and every fill has ended.
+        except asyncio.CancelledError:
+            self._catalogue.publish(entries)  # the fills have ended all the same
+            raise
+        except BaseException:
             for entry in entries:
-                self._publish(entry)
+                directory.abandon(entry)
+            self._catalogue.remove(keys)
+            raise
+        self._catalogue.publish(entries)
         return status
 
     async def _fill_tiers(
@@ -385,23 +329,18 @@ class TieredCache(Generic[DriverT]):
             await self._driver.write(page_ids[part], objects, part_payload)
             objects = 0
 
-    def _publish(self, entry: ObjectEntry) -> None:
-        self._retire(self._directory.publish(entry))
-
-    def _retire(self, entries: Sequence[ObjectEntry]) -> None:
-        for entry in entries:
-            self._driver.invalidate(entry.page_ids())
-
     def _check_write(self, keys: Sequence[bytes], counts: I64, payload: U8 | None) -> None:
         if len(set(keys)) != len(keys) or len(counts) != len(keys):
             raise LimitError("write: keys must be distinct, with a page count for each")
         if len(counts) and int(counts.min()) < 1:
             raise LimitError("write: an object has at least 1 page")
         expected = (int(counts.sum()), self._settings.page_bytes)
-        if payload is not None and (payload.shape != expected or payload.dtype != np.uint8):
+        if payload is not None and (
+            payload.shape != expected or payload.dtype != np.uint8 or not payload.flags.c_contiguous
+        ):
             raise LimitError(
                 f"write: payload is {payload.dtype}{list(payload.shape)}: "
-                f"it must be uint8{list(expected)}"
+                f"it must be a C-contiguous uint8{list(expected)}"
             )
 
     def _checked_out(self, page_ids: U64, out: U8) -> U8:

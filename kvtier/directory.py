@@ -57,7 +57,7 @@ class ObjectDirectory:
     def __init__(self, objects_max: int) -> None:
         if not 1 <= objects_max < OBJECT_IDS:
             raise LimitError(f"objects_max is {objects_max}: it must be from 1 to {OBJECT_IDS - 1}")
-        self._objects_max = objects_max
+        self.objects_max = objects_max
         self._by_key: OrderedDict[bytes, ObjectEntry] = OrderedDict()
         self._by_id: dict[int, ObjectEntry] = {}
         self._next_id = 0
@@ -97,7 +97,7 @@ class ObjectDirectory:
             least recently if the directory was full. Their pages are to be invalidated.
         """
         retired = self.remove([entry.key])
-        if len(self._by_key) == self._objects_max:
+        if len(self._by_key) == self.objects_max:
             retired += self.remove([next(iter(self._by_key))])
         self._by_key[entry.key] = entry
         return retired

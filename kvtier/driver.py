@@ -20,6 +20,7 @@ from kvtier.chain import (
     ChainDriver,
     Complete,
     Copy,
+    Extents,
     Fetch,
     Fill,
     Flight,
@@ -39,6 +40,9 @@ logger = logging.getLogger(__name__)
 YIELD_PAGES: Final = 4096
 """Pages served without waiting for anything before other tasks get their turn."""
 
+CLOSE_PATIENCE_S: Final = 10.0
+"""How long ``close`` waits for device reads under way before it cancels them."""
+
 
 @dataclass(slots=True, eq=False)
 class _Job:
@@ -46,7 +50,6 @@ class _Job:
 
     rows: U8 | None
     start_ns: int
-    done: bool = False
     future: asyncio.Future[None] | None = None
 
 
@@ -95,16 +98,21 @@ class AsyncDriver(ChainDriver):
 
     async def read(self, page_ids: U64, out: U8 | None, deadline_s: float | None = None) -> U8:
         """Read a batch into ``out`` (u8[n, page_bytes]); returns a ``PageStatus`` per page."""
-        read, job = await self._start(page_ids, out)
-        if not job.done:
-            await self._wait(read, job, deadline_s)
+        read: Read | None = None
+        try:
+            async with asyncio.timeout(deadline_s):
+                read = await self._start(page_ids, out)
+                await self._finish(read)
+        except TimeoutError:
+            if read is None:  # it found no room in time
+                self.chain.counters.late += len(page_ids)
+                return np.full(len(page_ids), PageStatus.LATE, np.uint8)
         return self.chain.expire(read) if read.unresolved else read.status
 
     async def prefetch(self, page_ids: U64) -> U8:
         """Fill the tiers with a batch; returns a ``PageStatus`` per page."""
-        read, job = await self._start(page_ids, None)
-        if not job.done:
-            await self._wait(read, job, None)
+        read = await self._start(page_ids, None)
+        await self._finish(read)
         return read.status
 
     async def hold(self, page_ids: U64) -> tuple[Read, I64]:
@@ -113,86 +121,110 @@ class AsyncDriver(ChainDriver):
         Returns:
             The read to be released, and i64[n], each page's slot in the first tier or -1.
         """
-        read, job = await self._start(page_ids, None, held=True)
-        if not job.done:
-            await self._wait(read, job, None)
+        page_ids = page_ids.copy()
+        read = await self._start(page_ids, None, held=True)
+        await self._finish(read)
         return read, self.indexes[0].peek(page_ids)
 
     async def write(self, page_ids: U64, objects: int, payload: U8 | None) -> None:
         """Fill the tiers with new objects' pages; ``payload`` is not read after the return."""
-        self._check()
+        self.check()
         assert payload is not None
         write, actions = self.chain.write(page_ids, objects)
         job = self._jobs[write.epoch] = _Job(payload, self._clock.now_ns())
-        self.perform(actions)
-        if not job.done:
+        self._perform_safely(actions)
+        if write.epoch in self._jobs:
             job.future = asyncio.get_running_loop().create_future()
             await _through_cancellation(job.future)
 
     async def drain(self) -> None:
         """Wait until every batch is answered and every fill has ended."""
         while self._tasks or not self.chain.idle:
-            self._check()
+            self.check()
             self._progress.clear()
             await self._progress.wait()
-        self._check()
+        self.check()
 
     async def close(self) -> None:
-        """Wait for what is under way, then refuse everything."""
-        if not isinstance(self._broken, ClosedError):
-            while self._tasks:
-                await asyncio.wait(self._tasks)
-            self._broken = ClosedError("the cache is closed")
+        """Wait for what is under way, then refuse everything.
 
-    async def _start(
-        self, page_ids: U64, out: U8 | None, *, held: bool = False
-    ) -> tuple[Read, _Job]:
+        A backend that does not answer within :data:`CLOSE_PATIENCE_S` is cancelled, and whoever
+        still waits for it gets a ClosedError.
+        """
+        if isinstance(self._broken, ClosedError):
+            return
+        loop = asyncio.get_running_loop()
+        end = loop.time() + CLOSE_PATIENCE_S
+        while self._tasks and loop.time() < end:
+            await asyncio.wait(self._tasks, timeout=end - loop.time())
+        for task in self._tasks:
+            task.cancel()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        self._broken = ClosedError("the cache is closed")
+
+    def check(self) -> None:
+        """Raise ClosedError if the cache was closed or has broken down."""
+        if isinstance(self._broken, ClosedError):
+            raise self._broken
+        if self._broken is not None:
+            raise ClosedError(f"the cache broke down: {self._broken!r}") from self._broken
+
+    async def _start(self, page_ids: U64, out: U8 | None, *, held: bool = False) -> Read:
         start_ns = self._clock.now_ns()
-        self._check()
         if self._unyielded_pages >= YIELD_PAGES:
             self._unyielded_pages = 0
             await asyncio.sleep(0)
+        self.check()
         if self.chain.room_pages < len(page_ids) or self._gate.locked():
             await self._find_room(page_ids)
         read, actions = self.chain.read(page_ids, wants_bytes=out is not None, held=held)
-        job = self._jobs[read.epoch] = _Job(out, start_ns)
-        self.perform(actions)
+        self._jobs[read.epoch] = _Job(out, start_ns)
+        self._perform_safely(actions)
         self._unyielded_pages += len(page_ids)
-        return read, job
+        return read
 
     async def _find_room(self, page_ids: U64) -> None:
         """Wait until the in-flight table can take what the batch will miss; first come, first."""
-        missing = self._missing(page_ids)
-        if missing == 0:
+        if self._flying(page_ids) == 0:
             return
         async with self._gate:
-            while self.chain.room_pages < self._missing(page_ids):
+            self.check()
+            while self.chain.room_pages < self._flying(page_ids):
                 self._progress.clear()
                 await self._progress.wait()
-                self._check()
+                self.check()
 
-    def _missing(self, page_ids: U64) -> int:
-        if not self.indexes:
+    def _flying(self, page_ids: U64) -> int:
+        """Pages of a batch that will need a flight, at most; hits in memory need none."""
+        if not self.tiers or not self.tiers[0].in_memory:
             return len(page_ids)
         return int(np.count_nonzero(self.indexes[0].peek(page_ids) < 0))
 
-    async def _wait(self, read: Read, job: _Job, deadline_s: float | None) -> None:
+    async def _finish(self, read: Read) -> None:
+        """Wait for a batch that was not answered at once."""
+        job = self._jobs.get(read.epoch)
+        if job is None:
+            return
         job.future = asyncio.get_running_loop().create_future()
         self._unyielded_pages = 0
         try:
-            await asyncio.wait_for(job.future, deadline_s)
-        except TimeoutError:
-            self._detach(read, job)
+            await job.future
         except BaseException:
-            self._detach(read, job)
+            # The caller leaves: its memory is not touched again; the fetches go on.
+            read.detached = True
+            job.rows = None
+            if read.held:
+                self.chain.release(read)
             raise
 
-    def _detach(self, read: Read, job: _Job) -> None:
-        """The caller leaves: its memory is not touched again; the fetches go on."""
-        read.detached = True
-        job.rows = None
-        if read.held:
-            self.chain.release(read)
+    def _perform_safely(self, actions: Iterable[Action]) -> None:
+        """Perform what a caller started; a defect there must not leave others waiting."""
+        try:
+            self.perform(actions)
+        except BaseException as error:
+            self._break(error)
+            raise
 
     # -- actions ------------------------------------------------------------------------------
 
@@ -230,7 +262,6 @@ class AsyncDriver(ChainDriver):
     def complete(self, action: Complete) -> None:
         """Resolve the future of the batch."""
         job = self._jobs.pop(action.ticket.epoch)
-        job.done = True
         if isinstance(action.ticket, Read):
             self.measurements.batch(self._clock.now_ns() - job.start_ns)
         if job.future is not None and not job.future.done():
@@ -240,15 +271,16 @@ class AsyncDriver(ChainDriver):
     async def _fetch(self, action: Fetch) -> None:
         flight, level = action.flight, action.level
         try:
-            status = await self._read_device(action)
-        except Exception as error:  # a plugin may raise anything; it fails its own pages only
+            status, issued = await self._read_device(action)
+        except (Exception, asyncio.CancelledError) as error:
             self._note_failure(level, error)
             status = np.full(len(flight), PageStatus.FAILED, np.uint8)
+            issued = action.extents
         else:
             self._failing.discard(level)
-        self.perform(self.chain.fetched(flight, status))
+        self.perform(self.chain.fetched(flight, status, issued))
 
-    async def _read_device(self, action: Fetch) -> U8:
+    async def _read_device(self, action: Fetch) -> tuple[U8, Extents]:
         flight, extents = action.flight, action.extents
         buffer = self._buffer(action.buffer)
         if action.level == len(self.tiers):
@@ -257,16 +289,17 @@ class AsyncDriver(ChainDriver):
         tier = self.tiers[action.level]
         assert isinstance(tier, NvmeTier)
         first = extents.first.astype(np.int64)
-        return await tier.read(
+        status = await tier.read(
             first, extents.count, extents.row, buffer, flight.page_ids, flight.slots, flight.rows
         )
+        return status, extents
 
     async def _fill_device(self, tier: NvmeTier, action: Fill) -> None:
         try:
             status = await tier.write(
                 action.slots, action.page_ids, self._payload(action.origin), action.sources
             )
-        except Exception as error:  # the page is not cached; whoever asked for it has it already
+        except (Exception, asyncio.CancelledError) as error:
             self._note_failure(action.level, error)
             status = np.full(len(action.slots), PageStatus.FAILED, np.uint8)
         self.perform(self.chain.filled(action, status == PageStatus.OK))
@@ -303,18 +336,20 @@ class AsyncDriver(ChainDriver):
     def _break(self, error: BaseException) -> None:
         """A defect of ours or a loop shut down: nobody may wait for ever."""
         self._broken = self._broken or error
+        self._progress.set()
         for job in self._jobs.values():
             if job.future is not None and not job.future.done():
                 job.future.set_exception(ClosedError(f"the cache broke down: {error!r}"))
 
-    def _check(self) -> None:
-        if self._broken is not None:
-            if isinstance(self._broken, ClosedError):
-                raise self._broken
-            raise ClosedError(f"the cache broke down: {self._broken!r}") from self._broken
+    def _note_failure(self, level: int, error: BaseException) -> None:
+        """Say once that a level fails, and again only after it has worked in between.
 
-    def _note_failure(self, level: int, error: Exception) -> None:
-        """Say once that a level fails, and again only after it has worked in between."""
+        A device fails its own pages only, whatever a plugin raises; a CancelledError too, unless
+        it is this task that is being cancelled.
+        """
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise error
         if level not in self._failing:
             self._failing.add(level)
             name = "origin" if level == len(self.tiers) else self.tiers[level].name

@@ -61,7 +61,7 @@ async def open_cache(
         directory = ObjectDirectory(settings.chain.objects_max)
 
         def forget(entries: Sequence[ObjectEntry]) -> None:
-            cache.forget(entries)
+            cache.catalogue.forget(entries)
 
         driver = AsyncDriver(
             chain,

@@ -32,28 +32,31 @@ class Origin:
         self._directory = directory
         self._forget = forget
 
-    async def read(self, extents: Extents, page_rows: I64, out: U8) -> U8:
-        """Read extents into rows of ``out``; a ``PageStatus`` per page of ``page_rows`` (i64[m]).
+    async def read(self, extents: Extents, page_rows: I64, out: U8) -> tuple[U8, Extents]:
+        """Read extents into rows of ``out``.
 
-        Pages of unknown objects and pages past an object's end are ABSENT.
+        Returns:
+            A ``PageStatus`` per page of ``page_rows`` (i64[m]), and the extents that the backend
+            was asked for. Pages of unknown objects and pages past an object's end are ABSENT.
         """
         entries, entry_of, existing = self._directory.clip(extents.first, extents.count)
         asked = np.flatnonzero(existing > 0)
+        issued = extents.clipped(existing)
         status = np.full(len(extents), PageStatus.ABSENT, np.uint8)
         if len(asked):
             batch = ExtentBatch(
                 keys=tuple(entry.key for entry in entries),
                 versions=np.array([entry.version for entry in entries], np.uint64),
                 key_index=entry_of[asked],
-                first_page=page_indices_of(extents.first[asked]),
-                page_count=existing[asked].astype(np.uint32),
-                row=extents.row[asked].astype(np.uint32),
+                first_page=page_indices_of(issued.first),
+                page_count=issued.count.astype(np.uint32),
+                row=issued.row.astype(np.uint32),
             )
             status[asked] = _checked(await self._backend.read(batch, out), len(batch))
             gone = np.unique(entry_of[asked[status[asked] == PageStatus.ABSENT]])
             if len(gone):
                 self._forget([entries[number] for number in gone])
-        return extents.page_status(status, existing, page_rows)
+        return extents.page_status(status, existing, page_rows), issued
 
 
 def _checked(status: U8, extents: int) -> U8:

@@ -40,37 +40,51 @@ async def upload(
     async with connection.uploading:
         number = next(connection.upload_numbers)
         asked: deque[asyncio.Task[PutPartReply]] = deque()
-        is_over = False
+        reply: PutPartReply | None = None
         try:
-            for first in range(0, len(pages), part_pages):
-                # In a thread: the pages may have to come from a disk.
-                payload = await asyncio.to_thread(pages[first : first + part_pages].tobytes)
-                is_last = first + part_pages >= len(pages)
-                patience_s = timeout_s + is_last * pages.nbytes / _PUBLISH_BYTES_PER_S
-                part = PutPart(number, key, len(pages), first)
-                asked.append(
-                    asyncio.create_task(
-                        connection.ask(part, PutPartReply, patience_s, payload=payload)
-                    )
-                )
-                # The first part is where an upload is refused: nothing follows it unanswered.
-                window = 0 if is_last or first == 0 else _WINDOW - 1
-                while len(asked) > window:
-                    reply = await asked[0]
-                    asked.popleft()
-                    if reply.status != PageStatus.OK:
-                        return _result(reply)
-            is_over = True
-            return _result(reply)
+            reply = await _send_parts(connection, number, key, pages, part_pages, timeout_s, asked)
         finally:
             for task in asked:
                 task.cancel()  # none of them sends anything from here on
-            if not is_over:
+            if reply is None or reply.status != PageStatus.OK:
                 connection.tell(Abandon(number))
-            if asked:
-                await asyncio.wait(asked)
-
-
-def _result(reply: PutPartReply) -> PutResult:
+            await asyncio.gather(*asked, return_exceptions=True)
     status = np.array([reply.status], np.uint8)
     return PutResult(status, np.array([reply.version], np.uint64))
+
+
+async def _send_parts(
+    connection: Connection,
+    number: int,
+    key: bytes,
+    pages: U8,
+    part_pages: int,
+    timeout_s: float,
+    asked: deque[asyncio.Task[PutPartReply]],
+) -> PutPartReply:
+    """The answer to the last part, or the first that is not OK. ``asked``: those not answered."""
+    patience_s = timeout_s
+    for first in range(0, len(pages), part_pages):
+        # In a thread: the pages may have to come from a disk.
+        payload = await asyncio.to_thread(pages[first : first + part_pages].tobytes)
+        if first + part_pages >= len(pages):
+            patience_s += pages.nbytes / _PUBLISH_BYTES_PER_S
+        part = PutPart(number, key, len(pages), first)
+        asking = connection.ask(part, PutPartReply, patience_s, payload=payload)
+        asked.append(asyncio.create_task(asking))
+        # The first part is where an upload is refused: nothing follows it unanswered.
+        while len(asked) >= (_WINDOW if first else 1):
+            reply = await _oldest(asked)
+            if reply.status != PageStatus.OK:
+                return reply
+    while asked:
+        reply = await _oldest(asked)
+        if reply.status != PageStatus.OK:
+            break
+    return reply
+
+
+async def _oldest(asked: deque[asyncio.Task[PutPartReply]]) -> PutPartReply:
+    reply = await asked[0]
+    asked.popleft()
+    return reply

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from kvtier.chain.flight import Read
 
 
@@ -15,7 +13,8 @@ class LevelCounters:
 
     Attributes:
         lookups, hits: per unique read; a failed read of a tier is one of its misses.
-        rows_served: demand reads answered by the level, folded and joined ones included.
+        rows_asked: demand reads that the level had to answer, folded and joined ones included.
+        rows_delivered: demand reads whose bytes it brought to a caller.
         device_reads: operations (extents) issued to the device, and their bytes in
             ``read_bytes``, gap pages included; 0 for tiers in memory.
         merged_extents: device reads that brought more than one page.
@@ -25,7 +24,8 @@ class LevelCounters:
 
     lookups: int = 0
     hits: int = 0
-    rows_served: int = 0
+    rows_asked: int = 0
+    rows_delivered: int = 0
     device_reads: int = 0
     read_bytes: int = 0
     merged_extents: int = 0
@@ -43,8 +43,9 @@ class Counters:
     ``unique = sum(level.hits) + joined + failed + absent``.
 
     Attributes:
-        delivered: demand reads whose bytes reached the caller, or the tiers for a prefetch.
-        late: demand reads answered LATE; what became of them later counts as usual.
+        delivered: demand reads whose bytes reached the caller.
+        late: demand reads answered LATE; what became of them later counts as usual. A batch that
+            found no room before its deadline is counted here alone.
         failed: unique reads that the last level failed.
     """
 
@@ -66,7 +67,7 @@ class Counters:
         reads = len(read.page_ids)
         self.batches += 1
         self.reads += reads
-        self.delivered += reads - int(np.count_nonzero(read.status)) - read.late
+        self.delivered += read.delivered
         self.unique += reads - read.folded
         self.folded += read.folded
         self.joined += read.joined
@@ -76,3 +77,5 @@ class Counters:
         for level, lookups, hits in zip(self.levels, read.lookups, read.hits, strict=True):
             level.lookups += lookups
             level.hits += hits
+        if read.failed:
+            self.levels[-1].failures += read.failed

@@ -33,6 +33,11 @@ class Extents:
         """Pages read, gaps included."""
         return int(self.count.sum())
 
+    def clipped(self, existing: I64) -> Extents:
+        """The extents, cut to the pages of each that exist (i64[e]); empty ones are left out."""
+        kept = existing > 0
+        return Extents(self.first[kept], existing[kept], self.row[kept])
+
     def page_status(self, status: U8, existing: I64, page_rows: I64) -> U8:
         """A ``PageStatus`` for each of the buffer rows ``page_rows`` (i64[m]).
 

@@ -41,6 +41,7 @@ class Read:
     lookups: list[int]
     hits: list[int]
     detached: bool = False
+    delivered: int = 0
     folded: int = 0
     joined: int = 0
     absent: int = 0

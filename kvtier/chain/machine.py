@@ -30,7 +30,7 @@ from kvtier.chain.actions import (
 from kvtier.chain.admission import admitted
 from kvtier.chain.counters import Counters, LevelCounters
 from kvtier.chain.epochs import Epochs
-from kvtier.chain.extents import ExtentRules, plan_extents
+from kvtier.chain.extents import ExtentRules, Extents, plan_extents
 from kvtier.chain.flight import NO_ROWS, UNRESOLVED, Flight, Read, Waiter, Write
 from kvtier.chain.flights import Flights
 from kvtier.pages import I64, U8, U64, Bool, LookupResult, PageState, PageStatus
@@ -102,7 +102,8 @@ class Chain:
     ) -> tuple[Read, list[Action]]:
         """Start a batch of demand reads (u64[n], repeats allowed).
 
-        The caller makes sure that at most ``room_pages`` of them miss. With ``wants_bytes=False``
+        The caller makes sure that at most ``room_pages`` of them need a flight: those that miss a
+        first tier in memory, or all where there is none. With ``wants_bytes=False``
         the batch only fills the tiers; with ``held`` its epoch, and so every slot of the first
         tier that it touched, is kept until :meth:`release`.
         """
@@ -177,19 +178,27 @@ class Chain:
             case Write() as write:
                 return self._write_lookup(action.level, write, result)
 
-    def fetched(self, flight: Flight, status: U8) -> list[Action]:
-        """Go on with a fetch that ended; ``status`` is a ``PageStatus`` per page of the flight."""
-        assert flight.extents is not None
+    def fetched(self, flight: Flight, status: U8, issued: Extents) -> list[Action]:
+        """Go on with a fetch that ended.
+
+        Args:
+            flight: whose fetch it was.
+            status: a ``PageStatus`` per page of the flight.
+            issued: what the device was asked for: the flight's extents, less what does not exist.
+        """
         counters = self.counters.levels[flight.source]
-        counters.device_reads += len(flight.extents)
-        counters.read_bytes += flight.extents.pages * self._page_bytes
-        counters.merged_extents += int(np.count_nonzero(flight.extents.count > 1))
+        counters.device_reads += len(issued)
+        counters.read_bytes += issued.pages * self._page_bytes
+        counters.merged_extents += int(np.count_nonzero(issued.count > 1))
         if not status.any():
             return self._deliver(flight)
         return self._fetched_in_part(flight, status)
 
     def copied(self, copy: Copy) -> list[Action]:
         """Go on after pages were brought to the caller (or dropped, if it is detached)."""
+        if not copy.read.detached:
+            copy.read.delivered += len(copy.sources)
+            self.counters.levels[copy.level].rows_delivered += len(copy.sources)
         actions = self._resolve(copy.read, copy.rows, PageStatus.OK)
         if copy.flight is not None:
             copy.flight.steps -= 1
@@ -236,7 +245,7 @@ class Chain:
     def _first_hits(self, read: Read, slots: I64, rows: I64 | None) -> list[Action]:
         read.lookups[0] += len(slots)
         read.hits[0] += len(slots)
-        self.counters.levels[0].rows_served += len(slots)
+        self.counters.levels[0].rows_asked += len(slots)
         if read.wants_bytes:
             return [Copy(0, read, None, slots, rows)]
         return self._resolve(read, rows, PageStatus.OK)
@@ -408,7 +417,7 @@ class Chain:
 
     def _serve(self, flight: Flight, waiter: Waiter) -> list[Action]:
         read = waiter.read
-        self.counters.levels[flight.source].rows_served += len(waiter.rows)
+        self.counters.levels[flight.source].rows_asked += len(waiter.rows)
         if not read.wants_bytes:
             return []  # resolved when the flight has ended, and with it the fills
         if read.detached:
@@ -426,8 +435,8 @@ class Chain:
             flight.owner.absent += len(flight)
         else:
             flight.owner.failed += len(flight)
-            self.counters.levels[-1].failures += len(flight)
         for waiter in flight.waiters:
+            self.counters.levels[-1].rows_asked += len(waiter.rows)
             actions += self._resolve(waiter.read, waiter.rows, status)
         self._flights.land(flight)
         return actions

@@ -108,6 +108,9 @@ class VirtualDriver(ChainDriver):
     async def close(self) -> None:
         """Nothing to let go of."""
 
+    def check(self) -> None:
+        """Never closed, never broken."""
+
     def spend(self, level: int, operations: int, size_bytes: int) -> None:
         """Let virtual time pass until a device has served something outside the chain."""
         end_ns = self.devices[level].serve(self._clock.now_ns(), operations, size_bytes)
@@ -116,6 +119,7 @@ class VirtualDriver(ChainDriver):
         self._run_until(lambda: bool(done))
 
     def _start(self, page_ids: U64, *, wants_bytes: bool, held: bool = False) -> Read:
+        self._run_until(lambda: self.chain.room_pages >= len(page_ids))
         read, actions = self.chain.read(page_ids, wants_bytes=wants_bytes, held=held)
         self._started_ns[read.epoch] = self._clock.now_ns()
         self.perform(actions)
@@ -144,18 +148,18 @@ class VirtualDriver(ChainDriver):
 
     def fetch(self, action: Fetch) -> None:
         """A device read takes the time of its level's device."""
-        flight, extents = action.flight, action.extents
-        if action.level < len(self.indexes):
-            status = np.zeros(len(flight), np.uint8)
-        else:
-            _, _, existing = self._directory.clip(extents.first, extents.count)
-            found = np.zeros(len(extents), np.uint8)
-            status = extents.page_status(found, existing, flight.rows)
+        flight, issued = action.flight, action.extents
+        status = np.zeros(len(flight), np.uint8)
+        if action.level == len(self.indexes):
+            _, _, existing = self._directory.clip(issued.first, issued.count)
+            found = np.zeros(len(issued), np.uint8)
+            status = issued.page_status(found, existing, flight.rows)
+            issued = issued.clipped(existing)
         self._serve(
             action.level,
-            len(extents),
-            extents.pages,
-            lambda: self.perform(self.chain.fetched(flight, status)),
+            len(issued),
+            issued.pages,
+            lambda: self.perform(self.chain.fetched(flight, status, issued)),
         )
 
     def complete(self, action: Complete) -> None:

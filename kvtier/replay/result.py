@@ -127,7 +127,7 @@ def _tier(run: Run, number: int, name: str, engine: str) -> dict[str, Any]:
         "bypasses": level.bypasses,
         "failures": level.failures,
         "coalescing_factor": _factor(level),
-        "iops": _rate(level.rows_served, run.duration_s),
+        "iops": _rate(level.rows_delivered, run.duration_s),
         "latency_us": run.measurements.levels[number].summary_us(),
     }
 
@@ -144,14 +144,14 @@ def _origin(run: Run) -> dict[str, Any] | None:
         "device_reads": level.device_reads,
         "read_bytes": level.read_bytes,
         "coalescing_factor": _factor(level),
-        "iops": _rate(level.rows_served, run.duration_s),
+        "iops": _rate(level.rows_delivered, run.duration_s),
         "latency_us": run.measurements.levels[-1].summary_us(),
     }
 
 
 def _factor(level: LevelCounters) -> float | None:
-    """Demand reads answered by the level, folded and joined ones included, per device read."""
-    return level.rows_served / level.device_reads if level.device_reads else None
+    """Demand reads that the level had to answer, folded and joined ones too, per device read."""
+    return level.rows_asked / level.device_reads if level.device_reads else None
 
 
 def _utilisation(run: Run) -> dict[str, float] | None:

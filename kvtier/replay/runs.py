@@ -66,7 +66,9 @@ async def replay_trace(
         clock = WallClock()
         cache = await stack.enter_async_context(open_cache(settings, clock=clock, origin=origin))
         verifier = Verifier(
-            settings.replay.verify_share, cache.directory, np.random.default_rng(settings.seed)
+            settings.replay.verify_share,
+            cache.catalogue.directory,
+            np.random.default_rng(settings.seed),
         )
         run = await _drive(workload, settings, cache, clock, verifier, progress)
         tiers = cache.driver.tiers
@@ -125,6 +127,7 @@ async def _drive(
         cache,
         concurrency=settings.replay.concurrency,
         batch_pages=_batch_pages(settings),
+        objects_max=settings.chain.objects_max,
         page_bytes=settings.page_bytes,
         verifier=verifier,
         after_wave=after_wave,

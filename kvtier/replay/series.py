@@ -9,7 +9,7 @@ from kvtier.chain import Counters
 from kvtier.clock import Clock
 
 POINTS_MAX = 4096
-"""When there are more, every second one is dropped and the interval doubles: memory is bounded."""
+"""When there are more, every second one before the last is dropped, and the interval doubles."""
 
 
 class Series:
@@ -38,7 +38,7 @@ class Series:
         hits = [level.hits for level in counters.levels]
         self._points.append((elapsed_ns, counters.reads, *hits))
         if len(self._points) > POINTS_MAX:
-            del self._points[::2]
+            del self._points[-2::-2]
             self._interval_ns *= 2
 
     def to_dict(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ it and its fills. No decision depends on time, so a replay and a simulation deci
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ class Waves:
         cache: on real devices or in virtual time.
         concurrency: requests active at once.
         batch_pages: pages of one chain batch; a larger wave is cut.
+        objects_max: objects that the cache's directory holds, so most of one call.
         page_bytes: bytes of a page.
         verifier: checks what was read; None in virtual time.
         after_wave: called with the number of requests finished so far.
@@ -37,6 +38,7 @@ class Waves:
         *,
         concurrency: int,
         batch_pages: int,
+        objects_max: int,
         page_bytes: int,
         verifier: Verifier | None,
         after_wave: Callable[[int], None],
@@ -44,6 +46,7 @@ class Waves:
         self._cache = cache
         self._concurrency = concurrency
         self._batch_pages = batch_pages
+        self._objects_max = objects_max
         self._page_bytes = page_bytes
         self._verifier = verifier
         self._after_wave = after_wave
@@ -83,17 +86,18 @@ class Waves:
         writes = [step for step in steps if isinstance(step, Writes)]
         if writes:
             await self._write(writes)
-        await self._cache.drain()
 
     async def _read(self, page_ids: U64) -> None:
         for start in range(0, len(page_ids), self._batch_pages):
             part = page_ids[start : start + self._batch_pages]
             if self._verifier is None:
                 await self._cache.read_into(part, None)
-                continue
-            rows = self._buffer(len(part))
-            status = await self._cache.read_into(part, rows)
-            self._verifier.check(part, status, rows)
+            else:
+                rows = self._buffer(len(part))
+                status = await self._cache.read_into(part, rows)
+                self._verifier.check(part, status, rows)
+            # A fill under way would hold slots for a time that no two runs share.
+            await self._cache.drain()
 
     async def _write(self, writes: Sequence[Writes]) -> None:
         """Write objects that do not exist; several requests may compute the same block."""
@@ -101,20 +105,29 @@ class Waves:
             key: pages for step in writes for key, pages in zip(step.keys, step.pages, strict=True)
         }
         keys = list(pages_of)
-        exists = await self._cache.available(keys)
-        keys = [key for key, present in zip(keys, exists.tolist(), strict=True) if not present]
+        for start in range(0, len(keys), self._objects_max):
+            part = keys[start : start + self._objects_max]
+            exists = await self._cache.available(part)
+            missing = [key for key, there in zip(part, exists.tolist(), strict=True) if not there]
+            for batch in self._batches(missing, pages_of):
+                await self._write_batch(batch, pages_of)
+
+    def _batches(
+        self, keys: Sequence[bytes], pages_of: Mapping[bytes, int]
+    ) -> Iterator[list[bytes]]:
+        """Cut keys into batches of no more pages than a chain batch has, if one object allows."""
         batch: list[bytes] = []
         pages = 0
         for key in keys:
             if batch and pages + pages_of[key] > self._batch_pages:
-                await self._write_batch(batch, pages_of)
+                yield batch
                 batch, pages = [], 0
             batch.append(key)
             pages += pages_of[key]
         if batch:
-            await self._write_batch(batch, pages_of)
+            yield batch
 
-    async def _write_batch(self, keys: Sequence[bytes], pages_of: dict[bytes, int]) -> None:
+    async def _write_batch(self, keys: Sequence[bytes], pages_of: Mapping[bytes, int]) -> None:
         counts = np.array([pages_of[key] for key in keys], np.int64)
         payload = None
         if self._verifier is not None:

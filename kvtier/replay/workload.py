@@ -133,6 +133,11 @@ def load_workload(path: Path, settings: Settings, limit: int | None, *, scaled: 
         pages_per_block = settings.replay.pages_per_block or (
             SCALED_PAGES_PER_BLOCK if scaled else full
         )
+        if counts.largest > settings.chain.objects_max:
+            raise SettingsError(
+                f"{path}: a request has {counts.largest} blocks: raise chain.objects_max, now "
+                f"{settings.chain.objects_max}"
+            )
     else:
         _check_pages(trace, settings)
     return Workload(

@@ -80,31 +80,34 @@ class Answers:
             ProtocolError: such a message is no request, or its payload does not fit to it.
             KvtierError: the request failed as a whole.
         """
-        match message:
-            case Read():
-                return await self._read(number, message)
-            case Put():
-                return [encode(PutReply(await self._put(message, payload)), number)]
-            case PutPart():
-                return [encode(await self._uploads.take(message, payload), number)]
-            case Abandon(upload):
-                await self._uploads.abandon(upload)
-                return [encode(AbandonReply(), number)]
-            case Stat(keys):
-                return [encode(StatReply(await self._backend.stat(keys)), number)]
-            case Delete(keys):
-                self._check_writable()
-                return [encode(DeleteReply(await self._backend.delete(keys)), number)]
-            case Keys(cursor):
-                return [encode(await self._next_keys(cursor), number)]
-            case _:
-                raise ProtocolError(f"a {type(message).__name__} is no request")
+        if isinstance(message, Read):
+            return await self._read(number, message)
+        return [encode(await self._reply_to(message, payload), number)]
 
     async def close(self) -> None:
         """End the uploads and listings that are still open."""
         await self._uploads.close()
         while self._listings:
             await _end(self._listings.popitem()[1])
+
+    async def _reply_to(self, message: Message, payload: U8 | None) -> Message:
+        match message:
+            case Put():
+                return PutReply(await self._put(message, payload))
+            case PutPart():
+                return await self._uploads.take(message, payload)
+            case Abandon(upload):
+                await self._uploads.abandon(upload)
+                return AbandonReply()
+            case Stat(keys):
+                return StatReply(await self._backend.stat(keys))
+            case Delete(keys):
+                self._check_writable()
+                return DeleteReply(await self._backend.delete(keys))
+            case Keys(cursor):
+                return await self._next_keys(cursor)
+            case _:
+                raise ProtocolError(f"a {type(message).__name__} is no request")
 
     async def _read(self, number: int, message: Read) -> Buffers:
         """Read into the memory that is sent: room for the head, then the pages."""

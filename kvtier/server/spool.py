@@ -93,7 +93,9 @@ class Spool:
             self._file.close()
 
     def _make(self, needed_bytes: int) -> None:
-        self._file = tempfile.TemporaryFile(buffering=0, dir=self._room.folder)
+        self._file = tempfile.TemporaryFile(  # noqa: SIM115 - lives until close()
+            buffering=0, dir=self._room.folder
+        )
         disk = os.fstatvfs(self._file.fileno())
         free_bytes = disk.f_bavail * disk.f_frsize
         if needed_bytes > free_bytes:

@@ -52,9 +52,9 @@ class Peer:
             self._parser.feed(data)
         return self._received.pop(0)
 
-    async def ask(self, message: Message) -> tuple[Message, bytes]:
+    async def ask(self, message: Message, payload: bytes = b"") -> tuple[Message, bytes]:
         """Send one message; the message and payload of the next frame."""
-        self.send(message)
+        self.writer.write(encode(message, 1, len(payload)) + payload)
         return (await self.next())[1:]
 
     async def is_hung_up(self) -> bool:

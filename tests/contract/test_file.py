@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 from kvtier_file import FileBackend
+from kvtier_file.layout import open_layout
 from kvtier_file.names import KEY_BYTES_MAX, key_of, path_of
 
 from kvtier.backend import Backend
@@ -287,6 +288,21 @@ class TestOpening:
     async def test_a_store_may_be_made_by_several_at_once(self, tmp_path: Path) -> None:
         for backend in await asyncio.gather(*(open_store(tmp_path) for _ in range(8))):
             await backend.close()
+
+    async def test_a_store_that_another_makes_at_this_moment_is_opened(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        exists = Path.exists
+
+        def made_just_then(path: Path) -> bool:
+            answer = exists(path)
+            monkeypatch.undo()
+            open_layout(tmp_path, PAGE_BYTES)
+            return answer
+
+        monkeypatch.setattr(Path, "exists", made_just_then)
+        open_layout(tmp_path, PAGE_BYTES)
+        assert exists is Path.exists
 
     @pytest.mark.parametrize(
         ("options", "message"),

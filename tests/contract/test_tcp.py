@@ -63,12 +63,15 @@ class TestTcpOverFile(OverTcp):
 
 
 class TestTcpWithNarrowLimits(OverTcp):
-    """So narrow that batches are cut and connections wait."""
+    """So narrow that batches are cut, objects go in parts and connections wait."""
 
     def limits(self) -> ServerLimits:
-        return ServerLimits(frame=FrameLimits(payload_bytes_max=1 << 20), inflight_bytes_max=1)
+        frame = FrameLimits(payload_bytes_max=1 << 18)
+        return ServerLimits(frame=frame, inflight_bytes_max=1, upload_bytes_max=8 << 20)
 
     @pytest.mark.asyncio
-    async def test_its_limits_are_those_of_a_frame(self, backend: Backend) -> None:
-        assert backend.capability.extent_pages_max == (1 << 20) // self.page_bytes
-        assert backend.capability.object_pages_max == (1 << 20) // self.page_bytes
+    async def test_extents_have_the_bound_of_a_frame_and_objects_that_of_an_upload(
+        self, backend: Backend
+    ) -> None:
+        assert backend.capability.extent_pages_max == (1 << 18) // self.page_bytes
+        assert backend.capability.object_pages_max == (8 << 20) // self.page_bytes

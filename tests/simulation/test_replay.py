@@ -19,7 +19,13 @@ from kvtier.errors import KvtierError, LimitError, SettingsError
 from kvtier.registry import open_backend
 from kvtier.replay import replay_trace, simulate_trace
 from kvtier.report.schema import check_sums
-from kvtier.settings import OriginSettings, ReplaySettings, Settings, TierSettings
+from kvtier.settings import (
+    ChainSettings,
+    OriginSettings,
+    ReplaySettings,
+    Settings,
+    TierSettings,
+)
 
 MIB = 1 << 20
 
@@ -230,3 +236,25 @@ def test_settings_that_do_not_fit_the_trace_are_refused(
     trace = write_graph_search(tmp_path / "graph.parquet")
     with pytest.raises(KvtierError, match=message):
         replay(trace, settings)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"chain": ChainSettings(batch_pages_max=16, inflight_pages_max=16)},
+        {"chain": ChainSettings(batch_pages_max=64, inflight_pages_max=64, objects_max=24)},
+        {
+            "tiers": (TierSettings("nvme", MIB // 4),),
+            "chain": ChainSettings(batch_pages_max=32, device_batch_pages=32),
+        },
+        {"tiers": (TierSettings("dram", MIB // 4), TierSettings("nvme", MIB // 2))},
+    ],
+    ids=["cut-waves", "few-objects", "small-nvme-first", "small-tiers"],
+)
+def test_decisions_do_not_depend_on_how_long_fills_take(
+    trace: Path, changes: dict[str, Any]
+) -> None:
+    settings = small(**changes)
+    first, second = replay(trace, settings), replay(trace, settings)
+    assert decisions(first) == decisions(second) == decisions(simulate(trace, settings))
+    assert check_sums(first) == []

@@ -89,7 +89,7 @@ class Harness(ChainDriver):
         ok = status == PageStatus.OK
         buffer[flight.rows[ok]] = payload[ok]
         self.staging[fetch.buffer] = buffer
-        self.perform(self.chain.fetched(flight, status))
+        self.perform(self.chain.fetched(flight, status, fetch.extents))
 
     def end_all(self) -> None:
         while self.fetches or self.fills:

@@ -82,7 +82,8 @@ class TestDoor:
     async def test_a_client_is_told_what_there_is(self, server: Server) -> None:
         client = await knock(server)
         welcome, _ = await client.ask(Hello(b""))
-        assert welcome == Welcome(PAGE_BYTES, FrameLimits().payload_bytes_max, Capability())
+        capability = Capability(object_pages_max=(64 << 30) // PAGE_BYTES)
+        assert welcome == Welcome(PAGE_BYTES, FrameLimits().payload_bytes_max, capability)
         await client.close()
 
     async def test_garbage_is_refused_and_hung_up_on(self, server: Server) -> None:

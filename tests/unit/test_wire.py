@@ -15,9 +15,12 @@ from hypothesis.extra import numpy as npst
 
 from kvtier.backend import Capability, ExtentBatch, ObjectStats, PutResult
 from kvtier.errors import ProtocolError
+from kvtier.pages import PageStatus
 from kvtier.wire.codec import KEY_BYTES_MAX, decode, encode
 from kvtier.wire.frames import HEADER_BYTES, Frame, FrameLimits, FrameParser, Kind
 from kvtier.wire.messages import (
+    Abandon,
+    AbandonReply,
     Delete,
     DeleteReply,
     ErrorCode,
@@ -27,6 +30,8 @@ from kvtier.wire.messages import (
     KeysReply,
     Message,
     Put,
+    PutPart,
+    PutPartReply,
     PutReply,
     Read,
     ReadReply,
@@ -148,6 +153,10 @@ messages = st.one_of(
     st.builds(ReadReply, statuses),
     puts(),
     put_replies(),
+    st.builds(PutPart, u64, st.binary(min_size=1, max_size=40), u32, u32),
+    st.builds(PutPartReply, st.sampled_from(PageStatus), u64),
+    st.builds(Abandon, u64),
+    st.just(AbandonReply()),
     st.builds(Delete, key_tuples),
     st.builds(DeleteReply, statuses),
     st.builds(Keys, u64),
@@ -232,6 +241,10 @@ class TestFormat:
         )  # fmt: skip
         assert encode(Read(batch), 1)[HEADER_BYTES:].hex() == expected
 
+    def test_a_part_has_these_bytes(self) -> None:
+        expected = "0700000000000000030000000200000001006b"
+        assert encode(PutPart(7, b"k", 3, 2), 1)[HEADER_BYTES:].hex() == expected
+
     def test_arrays_are_read_only_views(self) -> None:
         (frame,) = parse(encode(ReadReply(np.ones(9, np.uint8)), 1))
         reply = decode(frame)
@@ -273,6 +286,8 @@ class TestRefusal:
             (header(body_bytes=LIMITS.body_bytes_max + 1), "body of 65537 bytes is over the limit"),
             (header(body_bytes=U64_MAX), "over the limit"),
             (header(kind=Kind.PUT, payload_bytes=LIMITS.payload_bytes_max + 1), "over the limit"),
+            (header(kind=Kind.PUT_PART, payload_bytes=U64_MAX), "over the limit"),
+            (header(kind=Kind.ABANDON, payload_bytes=1), "payload of 1 bytes in a ABANDON"),
             (header(kind=Kind.READ_REPLY, payload_bytes=U64_MAX), "over the limit"),
             (header(kind=Kind.READ, payload_bytes=1), "payload of 1 bytes in a READ"),
         ],
@@ -298,6 +313,10 @@ class TestRefusal:
                 struct.pack("<IIQ2I2I2IH", 1, 2, 1, 0, 0, 0, 0, U32_MAX, 1, 1) + b"k",
                 "asks for 4294967296 pages",
             ),
+            (Kind.PUT_PART, struct.pack("<QIIH", 1, 2, 0, 0), "empty or longer"),
+            (Kind.PUT_PART, struct.pack("<QIIH", 1, 2, 0, 1), "ends after"),
+            (Kind.PUT_PART_REPLY, struct.pack("<QB", 1, 4), "status of 4"),
+            (Kind.ABANDON_REPLY, b"a", "has 1 bytes, 0 are needed"),
             (Kind.ERROR, struct.pack("<Q", 99), "unknown code 99"),
             (Kind.WELCOME, bytes(55), "ends after 55 bytes"),
         ],

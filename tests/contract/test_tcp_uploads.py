@@ -1,0 +1,423 @@
+"""Objects larger than a frame, from the tcp backend through a server into a store."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytest_asyncio
+from kvtier_file import FileBackend
+from kvtier_memory import MemoryBackend
+from kvtier_tcp import TcpBackend
+
+from kvtier.backend import Backend, ObjectBatch, PutResult
+from kvtier.errors import BackendError, LimitError
+from kvtier.pages import U8, PageStatus
+from kvtier.server import Server, ServerLimits, serve
+from kvtier.testing.batches import make_objects, put_objects, read_objects
+from kvtier.testing.pages import make_pages
+from kvtier.testing.peer import Peer
+from kvtier.wire.frames import FrameLimits
+from kvtier.wire.messages import (
+    Abandon,
+    AbandonReply,
+    ErrorCode,
+    Failure,
+    Hello,
+    PutPart,
+    PutPartReply,
+    Stat,
+    StatReply,
+    Welcome,
+)
+
+PAGE_BYTES = 512
+FRAME_PAGES = 16
+OBJECT_PAGES = 10 * FRAME_PAGES + 3
+FRAME = FrameLimits(payload_bytes_max=FRAME_PAGES * PAGE_BYTES)
+LIMITS = ServerLimits(frame=FRAME, uploads_max=1, upload_bytes_max=300 * PAGE_BYTES)
+
+pytestmark = pytest.mark.asyncio
+
+
+class GatedPuts(MemoryBackend):
+    """Puts wait until they are let through."""
+
+    def __init__(self, page_bytes: int, capacity_bytes: int | None = None) -> None:
+        super().__init__(page_bytes, capacity_bytes)
+        self.gate = asyncio.Event()
+        self.begun = asyncio.Event()
+
+    async def put(self, batch: ObjectBatch) -> PutResult:
+        self.begun.set()
+        await self.gate.wait()
+        return await super().put(batch)
+
+
+@pytest_asyncio.fixture(params=["memory", "file"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend]:
+    store: Backend
+    if request.param == "memory":
+        store = await MemoryBackend.open({}, PAGE_BYTES)
+    else:
+        store = await FileBackend.open({"root": tmp_path / "store", "sync": False}, PAGE_BYTES)
+    yield store
+    await store.close()
+
+
+@pytest_asyncio.fixture
+async def memory() -> AsyncIterator[MemoryBackend]:
+    store = await MemoryBackend.open({}, PAGE_BYTES)
+    yield store
+    await store.close()
+
+
+@pytest_asyncio.fixture
+async def server(memory: MemoryBackend) -> AsyncIterator[Server]:
+    server = await serve(memory, page_bytes=PAGE_BYTES, limits=LIMITS)
+    yield server
+    await server.close()
+    assert server.uploads == 0
+
+
+@pytest_asyncio.fixture
+async def backend(server: Server) -> AsyncIterator[TcpBackend]:
+    backend = await open_tcp(server)
+    yield backend
+    await backend.close()
+
+
+@pytest_asyncio.fixture
+async def client(server: Server) -> AsyncIterator[Peer]:
+    client = await connect(server)
+    yield client
+    await client.close()
+
+
+async def open_tcp(server: Server) -> TcpBackend:
+    return await TcpBackend.open({"url": server.url, "connections": 1}, PAGE_BYTES)
+
+
+async def connect(server: Server) -> Peer:
+    """A client that was let in."""
+    client = await Peer.connect(server.host, server.port)
+    assert isinstance((await client.ask(Hello(b"")))[0], Welcome)
+    return client
+
+
+def pages_of(key: bytes, count: int = OBJECT_PAGES, generation: int = 0) -> U8:
+    return make_pages(key, generation, count, PAGE_BYTES)
+
+
+def rows(count: int) -> bytes:
+    return bytes(count * PAGE_BYTES)
+
+
+def spool_files() -> list[str]:
+    """Unlinked files that this process has open or mapped."""
+    links = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            links.append(os.readlink(f"/proc/self/fd/{fd}"))  # noqa: PTH115 - a Path would resolve
+        except FileNotFoundError:
+            continue  # that of the listing itself
+    mapped = Path("/proc/self/maps").read_text().splitlines()
+    return [one for one in [*links, *mapped] if "tmp" in one and one.endswith("(deleted)")]
+
+
+async def until_dropped(server: Server, backend: TcpBackend) -> None:
+    """Ask on the same connection until the server has nothing of an upload left."""
+    while server.uploads:
+        await backend.stat([b"a"])
+
+
+async def test_an_object_of_several_frames_comes_back(store: Backend) -> None:
+    server = await serve(store, page_bytes=PAGE_BYTES, limits=LIMITS)
+    backend = await open_tcp(server)
+    versions = await put_objects(backend, {b"a": pages_of(b"a")}, PAGE_BYTES)
+    assert (await store.stat([b"a"])).versions.tolist() == [versions[b"a"]]
+    found = await read_objects(backend, [b"a"], PAGE_BYTES)
+    np.testing.assert_array_equal(found[b"a"], pages_of(b"a"))
+    assert server.uploads == 0
+    assert not spool_files()
+    await backend.close()
+    await server.close()
+
+
+@pytest.mark.parametrize("count", [FRAME_PAGES, FRAME_PAGES + 1, 2 * FRAME_PAGES, 300])
+async def test_an_object_of_any_size_comes_back(backend: TcpBackend, count: int) -> None:
+    await put_objects(backend, {b"a": pages_of(b"a", count)}, PAGE_BYTES)
+    found = await read_objects(backend, [b"a"], PAGE_BYTES)
+    np.testing.assert_array_equal(found[b"a"], pages_of(b"a", count))
+
+
+async def test_small_and_large_objects_go_in_one_put(backend: TcpBackend) -> None:
+    counts = [1, 5, 100, 2, 2, 40, FRAME_PAGES, 17, 3]
+    objects = {b"%d" % index: pages_of(b"%d" % index, count) for index, count in enumerate(counts)}
+    versions = await put_objects(backend, objects, PAGE_BYTES)
+    assert (await backend.stat(list(objects))).versions.tolist() == list(versions.values())
+    found = await read_objects(backend, list(objects), PAGE_BYTES)
+    for key, pages in objects.items():
+        np.testing.assert_array_equal(found[key], pages)
+
+
+async def test_a_mapped_file_is_sent(backend: TcpBackend, tmp_path: Path) -> None:
+    pages_of(b"a").tofile(tmp_path / "index")
+    mapped = np.memmap(tmp_path / "index", np.uint8, "r", shape=(OBJECT_PAGES, PAGE_BYTES))
+    batch = ObjectBatch((b"a",), np.array([OBJECT_PAGES], np.uint32), mapped)
+    assert (await backend.put(batch)).status.tolist() == [PageStatus.OK]
+    found = await read_objects(backend, [b"a"], PAGE_BYTES)
+    np.testing.assert_array_equal(found[b"a"], mapped)
+
+
+async def test_puts_of_large_objects_wait_for_their_turn(backend: TcpBackend) -> None:
+    keys = [b"%d" % index for index in range(5)]
+    await asyncio.gather(
+        *(put_objects(backend, {key: pages_of(key, 50)}, PAGE_BYTES) for key in keys)
+    )
+    found = await read_objects(backend, keys, PAGE_BYTES)
+    for key in keys:
+        np.testing.assert_array_equal(found[key], pages_of(key, 50))
+
+
+async def test_a_server_that_takes_one_request_at_a_time_takes_parts(
+    memory: MemoryBackend,
+) -> None:
+    limits = ServerLimits(frame=FRAME, inflight_bytes_max=1)
+    server = await serve(memory, page_bytes=PAGE_BYTES, limits=limits)
+    backend = await open_tcp(server)
+    await put_objects(backend, {b"a": pages_of(b"a")}, PAGE_BYTES)
+    found = await read_objects(memory, [b"a"], PAGE_BYTES)
+    np.testing.assert_array_equal(found[b"a"], pages_of(b"a"))
+    await backend.close()
+    await server.close()
+
+
+async def test_a_reader_sees_the_old_or_the_new_object(store: Backend) -> None:
+    server = await serve(store, page_bytes=PAGE_BYTES, limits=LIMITS)
+    backend, reader = await open_tcp(server), await open_tcp(server)
+    await put_objects(backend, {b"a": pages_of(b"a", generation=0)}, PAGE_BYTES)
+    seen: list[U8] = []
+
+    async def write() -> None:
+        generation = 1
+        while generation < 10 or not seen:
+            await put_objects(backend, {b"a": pages_of(b"a", generation=generation)}, PAGE_BYTES)
+            generation += 1
+
+    async def read(writer: asyncio.Task[None]) -> None:
+        while not writer.done():
+            found = (await read_objects(reader, [b"a"], PAGE_BYTES))[b"a"]
+            if found is not None:
+                seen.append(found)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(read(group.create_task(write())))
+    for found in seen:
+        generation = next(
+            one for one in range(1000) if (pages_of(b"a", 1, one)[0] == found[0]).all()
+        )
+        np.testing.assert_array_equal(found, pages_of(b"a", generation=generation))
+    for one in (backend, reader, server):
+        await one.close()
+
+
+async def test_nothing_is_seen_before_the_last_part(client: Peer, memory: MemoryBackend) -> None:
+    for first in (0, 1):
+        reply, _ = await client.ask(PutPart(1, b"a", 3, first), rows(1))
+        assert reply == PutPartReply(PageStatus.OK, 0)
+    assert (await memory.stat([b"a"])).pages.tolist() == [-1]
+    reply, _ = await client.ask(PutPart(1, b"a", 3, 2), rows(1))
+    stats = await memory.stat([b"a"])
+    assert stats.pages.tolist() == [3]
+    assert reply == PutPartReply(PageStatus.OK, int(stats.versions[0]))
+
+
+class TestEnding:
+    async def test_a_cancelled_put_leaves_nothing_and_the_connection_works(
+        self, store: Backend
+    ) -> None:
+        server = await serve(store, page_bytes=PAGE_BYTES, limits=LIMITS)
+        backend = await open_tcp(server)
+        generation, cancelled = 0, True
+        while cancelled:  # a turn of the loop later each time, until it is too late
+            batch = make_objects({b"a": pages_of(b"a", 60, generation)}, PAGE_BYTES)
+            task = asyncio.ensure_future(backend.put(batch))
+            for _ in range(generation):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            cancelled = task.cancelled()
+            found = (await read_objects(backend, [b"a"], PAGE_BYTES))[b"a"]
+            if found is not None:
+                assert any(
+                    np.array_equal(found, pages_of(b"a", 60, one)) for one in range(generation + 1)
+                )
+            generation += 1 + generation // 4
+        await until_dropped(server, backend)
+        assert server.connections == 1
+        await put_objects(backend, {b"b": pages_of(b"b")}, PAGE_BYTES)
+        assert not spool_files()
+        await backend.close()
+        await server.close()
+
+    async def test_an_abandoned_upload_is_dropped(self, client: Peer, server: Server) -> None:
+        await client.ask(PutPart(1, b"a", 3, 0), rows(1))
+        assert server.uploads == 1
+        assert (await client.ask(Abandon(1)))[0] == AbandonReply()
+        assert server.uploads == 0
+        reply, _ = await client.ask(PutPart(2, b"a", 3, 0), rows(1))
+        assert reply == PutPartReply(PageStatus.OK, 0)
+
+    async def test_abandoning_what_never_was_is_no_error(self, client: Peer) -> None:
+        assert (await client.ask(Abandon(7)))[0] == AbandonReply()
+
+    async def test_a_lost_connection_drops_its_upload(self, client: Peer, server: Server) -> None:
+        await client.ask(PutPart(1, b"a", 3, 0), rows(1))
+        assert len(spool_files()) == 1
+        await client.close()
+        other = await open_tcp(server)
+        await until_dropped(server, other)
+        assert not spool_files()
+        assert (await other.stat([b"a"])).pages.tolist() == [-1]
+        await other.close()
+
+    async def test_a_lost_server_ends_the_put(self, memory: MemoryBackend) -> None:
+        gated = GatedPuts(PAGE_BYTES)
+        server = await serve(gated, page_bytes=PAGE_BYTES, limits=LIMITS)
+        backend = await open_tcp(server)
+        put = asyncio.ensure_future(put_objects(backend, {b"a": pages_of(b"a")}, PAGE_BYTES))
+        await gated.begun.wait()
+        await server.close(grace_s=0.01)
+        with pytest.raises(BackendError, match="connection lost"):
+            await put
+        assert server.uploads == 0
+        assert not spool_files()
+        await backend.close()
+
+    async def test_closing_a_server_drops_its_uploads(self, memory: MemoryBackend) -> None:
+        server = await serve(memory, page_bytes=PAGE_BYTES, limits=LIMITS)
+        client = await connect(server)
+        await client.ask(PutPart(1, b"a", 3, 0), rows(1))
+        await server.close()
+        assert server.uploads == 0
+        assert not spool_files()
+        await client.close()
+
+
+class TestFailing:
+    async def test_a_larger_object_than_announced_is_refused(self, backend: TcpBackend) -> None:
+        assert backend.capability.object_pages_max == 300
+        with pytest.raises(LimitError, match="300 are possible"):
+            await backend.put(make_objects({b"a": pages_of(b"a", 301)}, PAGE_BYTES))
+
+    @pytest.mark.parametrize(
+        ("part", "message"),
+        [
+            (PutPart(1, b"a", 301, 0), "an object of 301 pages: 300 are possible"),
+            (PutPart(1, b"a" * 2000, 3, 0), "2000 bytes: 1 to 1024 are possible"),
+        ],
+    )
+    async def test_a_first_part_beyond_the_limits_is_refused_and_the_connection_stays(
+        self, client: Peer, server: Server, part: PutPart, message: str
+    ) -> None:
+        failure, _ = await client.ask(part, rows(1))
+        assert isinstance(failure, Failure)
+        assert failure.code == ErrorCode.LIMIT
+        assert message in failure.text
+        assert server.uploads == 0
+        assert isinstance((await client.ask(Stat((b"a",))))[0], StatReply)
+
+    async def test_more_uploads_than_allowed_are_refused_and_the_first_goes_on(
+        self, client: Peer
+    ) -> None:
+        await client.ask(PutPart(1, b"a", 2, 0), rows(1))
+        failure, _ = await client.ask(PutPart(2, b"b", 2, 0), rows(1))
+        assert isinstance(failure, Failure)
+        assert failure.code == ErrorCode.LIMIT
+        reply, _ = await client.ask(PutPart(1, b"a", 2, 1), rows(1))
+        assert isinstance(reply, PutPartReply)
+        assert reply.version
+
+    async def test_an_object_that_the_disk_cannot_take_has_failed(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        large = 4 << 20
+        backend = await MemoryBackend.open({}, large)
+        limits = ServerLimits(upload_bytes_max=1 << 60)
+        server = await serve(backend, page_bytes=large, limits=limits)
+        client = await connect(server)
+        reply, _ = await client.ask(PutPart(1, b"a", (1 << 32) - 1, 0), bytes(large))
+        assert reply == PutPartReply(PageStatus.FAILED, 0)
+        assert "set TMPDIR to a larger disk" in caplog.text
+        assert server.uploads == 0
+        assert isinstance((await client.ask(Stat((b"a",))))[0], StatReply)
+        await client.close()
+        await server.close()
+
+    async def test_a_disk_that_fills_up_fails_the_object_alone(
+        self, backend: TcpBackend, server: Server
+    ) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        # Writes beyond it fail with EFBIG, as they fail on a full disk with ENOSPC.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50 * PAGE_BYTES, hard))
+        try:
+            objects = {b"large": pages_of(b"large"), b"small": pages_of(b"small", 3)}
+            result = await backend.put(make_objects(objects, PAGE_BYTES))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert result.status.tolist() == [PageStatus.FAILED, PageStatus.OK]
+        assert result.versions[0] == 0
+        await until_dropped(server, backend)
+        await put_objects(backend, {b"large": pages_of(b"large")}, PAGE_BYTES)
+
+    async def test_a_store_without_room_fails_the_object_alone(self) -> None:
+        store = await MemoryBackend.open({"capacity_bytes": 60 * PAGE_BYTES}, PAGE_BYTES)
+        server = await serve(store, page_bytes=PAGE_BYTES, limits=LIMITS)
+        backend = await open_tcp(server)
+        objects = {b"large": pages_of(b"large"), b"fits": pages_of(b"fits", 50)}
+        result = await backend.put(make_objects(objects, PAGE_BYTES))
+        assert result.status.tolist() == [PageStatus.FAILED, PageStatus.OK]
+        await backend.close()
+        await server.close()
+
+    @pytest.mark.parametrize(
+        ("parts", "message"),
+        [
+            ([(PutPart(1, b"a", 9, 1), 1)], "begins an upload with page 1"),
+            ([(PutPart(1, b"a", 9, 0), 1), (PutPart(1, b"a", 9, 2), 1)], "at most 8 from page 1"),
+            ([(PutPart(1, b"a", 9, 0), 2), (PutPart(1, b"a", 9, 1), 1)], "at most 7 from page 2"),
+            ([(PutPart(1, b"a", 9, 0), 1), (PutPart(1, b"a", 9, 0), 1)], "at most 8 from page 1"),
+            ([(PutPart(1, b"a", 9, 0), 5), (PutPart(1, b"a", 9, 5), 5)], "5 pages from page 5"),
+            ([(PutPart(1, b"a", 2, 0), 3)], "3 pages from page 0"),
+            ([(PutPart(1, b"a", 0, 0), 1)], "1 pages from page 0"),
+            ([(PutPart(1, b"a", 9, 0), 1), (PutPart(1, b"b", 9, 1), 1)], "another object"),
+            ([(PutPart(1, b"a", 9, 0), 1), (PutPart(1, b"a", 8, 1), 1)], "another object"),
+            ([(PutPart(1, b"a", 1, 0), 1), (PutPart(1, b"a", 1, 1), 1)], "begins an upload"),
+            ([(PutPart(1, b"a", 9, 0), 0)], "a payload of 0 bytes"),
+            ([(PutPart(1, b"a", 9, 0), 0.5)], "a payload of 256 bytes"),
+        ],
+    )
+    async def test_parts_that_do_not_continue_an_upload_are_hung_up_on(
+        self, client: Peer, server: Server, parts: list[tuple[PutPart, float]], message: str
+    ) -> None:
+        for part, pages in parts:
+            answer, _ = await client.ask(part, bytes(int(pages * PAGE_BYTES)))
+        assert isinstance(answer, Failure)
+        assert answer.code == ErrorCode.PROTOCOL
+        assert message in answer.text
+        assert await client.is_hung_up()
+
+    async def test_a_part_after_the_end_of_its_upload_is_hung_up_on(self, client: Peer) -> None:
+        await client.ask(PutPart(1, b"a", 3, 0), rows(1))
+        client.send(Abandon(1))
+        answer, _ = await client.ask(PutPart(1, b"a", 3, 1), rows(1))
+        if answer == AbandonReply():
+            answer = (await client.next())[1]
+        assert isinstance(answer, Failure)
+        assert answer.code == ErrorCode.PROTOCOL
