@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 TRACE ?= traces/sample.parquet
 
-.PHONY: help demo test test-lowest check format bench clean
+.PHONY: help demo test test-lowest soak check format bench clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -37,6 +37,9 @@ test-lowest: ## the suite with the oldest dependencies that are supported
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt --editable '.[test]'
 	$(LOWEST)/bin/python -m pytest
+
+soak: $(VENV)/test ## long forms of the random tests
+	KVTIER_CHAOS_SEEDS=400 $(BIN)/python -m pytest tests/simulation/test_chaos.py
 
 check: $(VENV)/check ## lint, types, arrows between the packages
 	$(BIN)/ruff check .

@@ -21,22 +21,21 @@ from kvtier.pages import U8
 
 T = TypeVar("T")
 
-_LARGE: Final = Path("/var/tmp")  # noqa: S108 - TemporaryFile makes files that nobody can guess
+_LARGE: Final = "/var/tmp"  # noqa: S108 - TemporaryFile makes files that nobody can guess
 """Where large temporary files belong: unlike /tmp it is never in memory (FHS 3.0, 5.15)."""
 
 
 class SpoolRoom:
-    """The disk that all uploads of a server share: in ``TMPDIR``, or else ``/var/tmp``.
+    """The disk that all uploads of a server share.
 
     Attributes:
-        folder: the directory of the files; None takes what :mod:`tempfile` finds.
+        folder: the directory of the files: ``TMPDIR``, or else ``/var/tmp``.
         spools: files that are open.
         missing_bytes: what they were opened for and does not lie on the disk yet.
     """
 
     def __init__(self) -> None:
-        is_usable = "TMPDIR" not in os.environ and os.access(_LARGE, os.W_OK | os.X_OK)
-        self.folder = _LARGE if is_usable else None
+        self.folder = Path(os.environ.get("TMPDIR") or _LARGE)
         self.spools = 0
         self.missing_bytes = 0
 
@@ -99,10 +98,9 @@ class Spool:
         disk = os.fstatvfs(self._file.fileno())
         free_bytes = disk.f_bavail * disk.f_frsize
         if needed_bytes > free_bytes:
-            where = self._room.folder or tempfile.gettempdir()
             raise OSError(
                 errno.ENOSPC,
-                f"uploads need {needed_bytes} bytes in {where}, {free_bytes} are free: "
+                f"uploads need {needed_bytes} bytes in {self._room.folder}, {free_bytes} are free: "
                 "set TMPDIR to a larger disk",
             )
 

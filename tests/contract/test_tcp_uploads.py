@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 from collections.abc import AsyncIterator
@@ -59,6 +60,12 @@ class GatedPuts(MemoryBackend):
         return await super().put(batch)
 
 
+@pytest.fixture(autouse=True)
+def _spool_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "spool").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "spool"))
+
+
 @pytest_asyncio.fixture(params=["memory", "file"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend]:
     store: Backend
@@ -77,37 +84,55 @@ async def memory() -> AsyncIterator[MemoryBackend]:
     await store.close()
 
 
+@contextlib.asynccontextmanager
+async def serving(
+    store: Backend, limits: ServerLimits = LIMITS, page_bytes: int = PAGE_BYTES
+) -> AsyncIterator[Server]:
+    server = await serve(store, page_bytes=page_bytes, limits=limits)
+    try:
+        yield server
+    finally:
+        await server.close()
+    assert server.uploads == 0
+    assert not spool_files()
+
+
+@contextlib.asynccontextmanager
+async def opened(server: Server) -> AsyncIterator[TcpBackend]:
+    backend = await TcpBackend.open({"url": server.url, "connections": 1}, PAGE_BYTES)
+    try:
+        yield backend
+    finally:
+        await backend.close()
+
+
+@contextlib.asynccontextmanager
+async def connected(server: Server) -> AsyncIterator[Peer]:
+    """A client that was let in."""
+    client = await Peer.connect(server.host, server.port)
+    try:
+        assert isinstance((await client.ask(Hello(b"")))[0], Welcome)
+        yield client
+    finally:
+        await client.close()
+
+
 @pytest_asyncio.fixture
 async def server(memory: MemoryBackend) -> AsyncIterator[Server]:
-    server = await serve(memory, page_bytes=PAGE_BYTES, limits=LIMITS)
-    yield server
-    await server.close()
-    assert server.uploads == 0
+    async with serving(memory) as server:
+        yield server
 
 
 @pytest_asyncio.fixture
 async def backend(server: Server) -> AsyncIterator[TcpBackend]:
-    backend = await open_tcp(server)
-    yield backend
-    await backend.close()
+    async with opened(server) as backend:
+        yield backend
 
 
 @pytest_asyncio.fixture
 async def client(server: Server) -> AsyncIterator[Peer]:
-    client = await connect(server)
-    yield client
-    await client.close()
-
-
-async def open_tcp(server: Server) -> TcpBackend:
-    return await TcpBackend.open({"url": server.url, "connections": 1}, PAGE_BYTES)
-
-
-async def connect(server: Server) -> Peer:
-    """A client that was let in."""
-    client = await Peer.connect(server.host, server.port)
-    assert isinstance((await client.ask(Hello(b"")))[0], Welcome)
-    return client
+    async with connected(server) as client:
+        yield client
 
 
 def pages_of(key: bytes, count: int = OBJECT_PAGES, generation: int = 0) -> U8:
@@ -119,15 +144,12 @@ def rows(count: int) -> bytes:
 
 
 def spool_files() -> list[str]:
-    """Unlinked files that this process has open or mapped."""
-    links = []
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            links.append(os.readlink(f"/proc/self/fd/{fd}"))  # noqa: PTH115 - a Path would resolve
-        except FileNotFoundError:
-            continue  # that of the listing itself
-    mapped = Path("/proc/self/maps").read_text().splitlines()
-    return [one for one in [*links, *mapped] if "tmp" in one and one.endswith("(deleted)")]
+    """What this process has open, or mapped, in the folder of the spools."""
+    files = Path("/proc/self/maps").read_text().splitlines()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            files.append(str(descriptor.readlink()))
+    return [file for file in files if os.environ["TMPDIR"] in file]
 
 
 async def until_dropped(server: Server, backend: TcpBackend) -> None:
@@ -137,16 +159,13 @@ async def until_dropped(server: Server, backend: TcpBackend) -> None:
 
 
 async def test_an_object_of_several_frames_comes_back(store: Backend) -> None:
-    server = await serve(store, page_bytes=PAGE_BYTES, limits=LIMITS)
-    backend = await open_tcp(server)
-    versions = await put_objects(backend, {b"a": pages_of(b"a")}, PAGE_BYTES)
-    assert (await store.stat([b"a"])).versions.tolist() == [versions[b"a"]]
-    found = await read_objects(backend, [b"a"], PAGE_BYTES)
-    np.testing.assert_array_equal(found[b"a"], pages_of(b"a"))
-    assert server.uploads == 0
-    assert not spool_files()
-    await backend.close()
-    await server.close()
+    async with serving(store) as server, opened(server) as backend:
+        versions = await put_objects(backend, {b"a": pages_of(b"a")}, PAGE_BYTES)
+        assert (await store.stat([b"a"])).versions.tolist() == [versions[b"a"]]
+        found = await read_objects(backend, [b"a"], PAGE_BYTES)
+        np.testing.assert_array_equal(found[b"a"], pages_of(b"a"))
+        assert server.uploads == 0
+        assert not spool_files()
 
 
 @pytest.mark.parametrize("count", [FRAME_PAGES, FRAME_PAGES + 1, 2 * FRAME_PAGES, 300])
@@ -189,42 +208,36 @@ async def test_a_server_that_takes_one_request_at_a_time_takes_parts(
     memory: MemoryBackend,
 ) -> None:
     limits = ServerLimits(frame=FRAME, inflight_bytes_max=1)
-    server = await serve(memory, page_bytes=PAGE_BYTES, limits=limits)
-    backend = await open_tcp(server)
-    await put_objects(backend, {b"a": pages_of(b"a")}, PAGE_BYTES)
-    found = await read_objects(memory, [b"a"], PAGE_BYTES)
-    np.testing.assert_array_equal(found[b"a"], pages_of(b"a"))
-    await backend.close()
-    await server.close()
+    async with serving(memory, limits) as server, opened(server) as backend:
+        await put_objects(backend, {b"a": pages_of(b"a")}, PAGE_BYTES)
+        found = await read_objects(memory, [b"a"], PAGE_BYTES)
+        np.testing.assert_array_equal(found[b"a"], pages_of(b"a"))
 
 
 async def test_a_reader_sees_the_old_or_the_new_object(store: Backend) -> None:
-    server = await serve(store, page_bytes=PAGE_BYTES, limits=LIMITS)
-    backend, reader = await open_tcp(server), await open_tcp(server)
-    await put_objects(backend, {b"a": pages_of(b"a", generation=0)}, PAGE_BYTES)
     seen: list[U8] = []
 
-    async def write() -> None:
+    async def write(backend: TcpBackend) -> None:
         generation = 1
         while generation < 10 or not seen:
             await put_objects(backend, {b"a": pages_of(b"a", generation=generation)}, PAGE_BYTES)
             generation += 1
 
-    async def read(writer: asyncio.Task[None]) -> None:
+    async def read(backend: TcpBackend, writer: asyncio.Task[None]) -> None:
         while not writer.done():
-            found = (await read_objects(reader, [b"a"], PAGE_BYTES))[b"a"]
+            found = (await read_objects(backend, [b"a"], PAGE_BYTES))[b"a"]
             if found is not None:
                 seen.append(found)
 
-    async with asyncio.TaskGroup() as group:
-        group.create_task(read(group.create_task(write())))
+    async with serving(store) as server, opened(server) as source, opened(server) as reader:
+        await put_objects(source, {b"a": pages_of(b"a", generation=0)}, PAGE_BYTES)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(read(reader, group.create_task(write(source))))
     for found in seen:
         generation = next(
             one for one in range(1000) if (pages_of(b"a", 1, one)[0] == found[0]).all()
         )
         np.testing.assert_array_equal(found, pages_of(b"a", generation=generation))
-    for one in (backend, reader, server):
-        await one.close()
 
 
 async def test_nothing_is_seen_before_the_last_part(client: Peer, memory: MemoryBackend) -> None:
@@ -242,29 +255,25 @@ class TestEnding:
     async def test_a_cancelled_put_leaves_nothing_and_the_connection_works(
         self, store: Backend
     ) -> None:
-        server = await serve(store, page_bytes=PAGE_BYTES, limits=LIMITS)
-        backend = await open_tcp(server)
-        generation, cancelled = 0, True
-        while cancelled:  # a turn of the loop later each time, until it is too late
-            batch = make_objects({b"a": pages_of(b"a", 60, generation)}, PAGE_BYTES)
-            task = asyncio.ensure_future(backend.put(batch))
-            for _ in range(generation):
-                await asyncio.sleep(0)
-            task.cancel()
-            await asyncio.wait([task])
-            cancelled = task.cancelled()
-            found = (await read_objects(backend, [b"a"], PAGE_BYTES))[b"a"]
-            if found is not None:
-                assert any(
-                    np.array_equal(found, pages_of(b"a", 60, one)) for one in range(generation + 1)
-                )
-            generation += 1 + generation // 4
-        await until_dropped(server, backend)
-        assert server.connections == 1
-        await put_objects(backend, {b"b": pages_of(b"b")}, PAGE_BYTES)
-        assert not spool_files()
-        await backend.close()
-        await server.close()
+        async with serving(store) as server, opened(server) as backend:
+            generation, cancelled = 0, True
+            while cancelled:  # some turns of the loop later each time, until it is too late
+                batch = make_objects({b"a": pages_of(b"a", 60, generation)}, PAGE_BYTES)
+                task = asyncio.ensure_future(backend.put(batch))
+                for _ in range(generation):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.wait([task])
+                cancelled = task.cancelled()
+                found = (await read_objects(backend, [b"a"], PAGE_BYTES))[b"a"]
+                if found is not None:
+                    versions = (pages_of(b"a", 60, one) for one in range(generation + 1))
+                    assert any(np.array_equal(found, pages) for pages in versions)
+                generation += 1 + generation // 4
+            await until_dropped(server, backend)
+            await put_objects(backend, {b"b": pages_of(b"b")}, PAGE_BYTES)
+            assert server.connections == 1
+            assert not spool_files()
 
     async def test_an_abandoned_upload_is_dropped(self, client: Peer, server: Server) -> None:
         await client.ask(PutPart(1, b"a", 3, 0), rows(1))
@@ -281,33 +290,26 @@ class TestEnding:
         await client.ask(PutPart(1, b"a", 3, 0), rows(1))
         assert len(spool_files()) == 1
         await client.close()
-        other = await open_tcp(server)
-        await until_dropped(server, other)
-        assert not spool_files()
-        assert (await other.stat([b"a"])).pages.tolist() == [-1]
-        await other.close()
+        async with opened(server) as other:
+            await until_dropped(server, other)
+            assert not spool_files()
+            assert (await other.stat([b"a"])).pages.tolist() == [-1]
 
-    async def test_a_lost_server_ends_the_put(self, memory: MemoryBackend) -> None:
+    async def test_a_lost_server_ends_the_put(self) -> None:
         gated = GatedPuts(PAGE_BYTES)
-        server = await serve(gated, page_bytes=PAGE_BYTES, limits=LIMITS)
-        backend = await open_tcp(server)
-        put = asyncio.ensure_future(put_objects(backend, {b"a": pages_of(b"a")}, PAGE_BYTES))
-        await gated.begun.wait()
-        await server.close(grace_s=0.01)
-        with pytest.raises(BackendError, match="connection lost"):
-            await put
-        assert server.uploads == 0
-        assert not spool_files()
-        await backend.close()
+        async with serving(gated) as server, opened(server) as backend:
+            put = asyncio.ensure_future(put_objects(backend, {b"a": pages_of(b"a")}, PAGE_BYTES))
+            await gated.begun.wait()
+            await server.close(grace_s=0.01)
+            with pytest.raises(BackendError, match="connection lost"):
+                await put
 
     async def test_closing_a_server_drops_its_uploads(self, memory: MemoryBackend) -> None:
-        server = await serve(memory, page_bytes=PAGE_BYTES, limits=LIMITS)
-        client = await connect(server)
-        await client.ask(PutPart(1, b"a", 3, 0), rows(1))
-        await server.close()
-        assert server.uploads == 0
-        assert not spool_files()
-        await client.close()
+        async with serving(memory) as server, connected(server) as client:
+            await client.ask(PutPart(1, b"a", 3, 0), rows(1))
+            await server.close()
+            assert server.uploads == 0
+            assert not spool_files()
 
 
 class TestFailing:
@@ -350,15 +352,12 @@ class TestFailing:
         large = 4 << 20
         backend = await MemoryBackend.open({}, large)
         limits = ServerLimits(upload_bytes_max=1 << 60)
-        server = await serve(backend, page_bytes=large, limits=limits)
-        client = await connect(server)
-        reply, _ = await client.ask(PutPart(1, b"a", (1 << 32) - 1, 0), bytes(large))
-        assert reply == PutPartReply(PageStatus.FAILED, 0)
-        assert "set TMPDIR to a larger disk" in caplog.text
-        assert server.uploads == 0
-        assert isinstance((await client.ask(Stat((b"a",))))[0], StatReply)
-        await client.close()
-        await server.close()
+        async with serving(backend, limits, large) as server, connected(server) as client:
+            reply, _ = await client.ask(PutPart(1, b"a", (1 << 32) - 1, 0), bytes(large))
+            assert reply == PutPartReply(PageStatus.FAILED, 0)
+            assert "set TMPDIR to a larger disk" in caplog.text
+            assert server.uploads == 0
+            assert isinstance((await client.ask(Stat((b"a",))))[0], StatReply)
 
     async def test_a_disk_that_fills_up_fails_the_object_alone(
         self, backend: TcpBackend, server: Server
@@ -378,13 +377,10 @@ class TestFailing:
 
     async def test_a_store_without_room_fails_the_object_alone(self) -> None:
         store = await MemoryBackend.open({"capacity_bytes": 60 * PAGE_BYTES}, PAGE_BYTES)
-        server = await serve(store, page_bytes=PAGE_BYTES, limits=LIMITS)
-        backend = await open_tcp(server)
-        objects = {b"large": pages_of(b"large"), b"fits": pages_of(b"fits", 50)}
-        result = await backend.put(make_objects(objects, PAGE_BYTES))
+        async with serving(store) as server, opened(server) as backend:
+            objects = {b"large": pages_of(b"large"), b"fits": pages_of(b"fits", 50)}
+            result = await backend.put(make_objects(objects, PAGE_BYTES))
         assert result.status.tolist() == [PageStatus.FAILED, PageStatus.OK]
-        await backend.close()
-        await server.close()
 
     @pytest.mark.parametrize(
         ("parts", "message"),

@@ -1,4 +1,4 @@
-"""A small decoder-only transformer, and its training.
+"""A small decoder-only transformer.
 
 Its layers are those of Qwen3: root mean square norms, rotary positions, normalised queries and
 keys, grouped-query attention, SwiGLU. What is attended to is left to the caller, so that training,
@@ -11,15 +11,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 ROPE_BASE = 10_000.0
 
-# (layer, queries [b, heads, n, size], keys and values [b, kv heads, n, size]) -> [b, heads, n, size]
+# Of a layer, queries [b, heads, n, size], keys and values [b, kv heads, n, size] give what its heads
+# read, [b, heads, n, size].
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -53,13 +52,17 @@ class Layer(nn.Module):
         self.down = nn.Linear(shape.hidden, shape.width, bias=False)
 
     def project(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [b, heads, n, size], keys and values [b, kv heads, n, size] of x [b, n, width]."""
+        """Queries [b, heads, n, size], keys and values [b, kv heads, n, size] of [b, n, width]."""
         x = self.attention_norm(x)
         queries, keys, values = (
             part.unflatten(-1, (-1, self.shape.head_size)).transpose(1, 2)
             for part in (self.query(x), self.key(x), self.value(x))
         )
-        return _rotate(self.query_norm(queries), angles), _rotate(self.key_norm(keys), angles), values
+        return (
+            _rotate(self.query_norm(queries), angles),
+            _rotate(self.key_norm(keys), angles),
+            values,
+        )
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """The layer's output, from its input and what its heads have read."""
@@ -115,68 +118,3 @@ def attend_causally(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -
     return functional.scaled_dot_product_attention(
         queries, keys, values, is_causal=True, enable_gqa=True
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Training:
-    """How a model was trained; losses in nats per token."""
-
-    steps: int
-    tokens: int
-    loss_untrained: float
-    loss_final: float
-    loss_served: float
-
-
-def train(
-    model: Transformer,
-    trained: NDArray[np.int64],
-    served: NDArray[np.int64],
-    steps: int,
-    batch: int,
-    length: int,
-    rate: float,
-    rng: np.random.Generator,
-) -> Training:
-    """Train on random windows of ``trained``; ``served`` is text that is never trained on."""
-    loss_untrained = held_out_loss(model, served, length)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rate, total_steps=steps, pct_start=0.1, cycle_momentum=False
-    )
-    losses = []
-    for step in range(steps):
-        starts = rng.integers(0, len(trained) - length, batch)
-        loss = _loss(model, _windows(trained, starts, length))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-        if step % 50 == 49:
-            print(f"  step {step + 1} of {steps}: loss {np.mean(losses[-50:]):.3f}", flush=True)
-    return Training(
-        steps=steps,
-        tokens=steps * batch * length,
-        loss_untrained=loss_untrained,
-        loss_final=float(np.mean(losses[-50:])),
-        loss_served=held_out_loss(model, served, length),
-    )
-
-
-@torch.inference_mode()
-def held_out_loss(model: Transformer, tokens: NDArray[np.int64], length: int) -> float:
-    """Mean loss over up to 16 windows, evenly spaced."""
-    starts = np.linspace(0, len(tokens) - length - 1, 16).astype(np.int64)
-    losses = [_loss(model, _windows(tokens, starts[i : i + 1], length)).item() for i in range(16)]
-    return float(np.mean(losses))
-
-
-def _windows(tokens: NDArray[np.int64], starts: NDArray[np.int64], length: int) -> Tensor:
-    return torch.from_numpy(tokens[starts[:, None] + np.arange(length + 1)])
-
-
-def _loss(model: Transformer, windows: Tensor) -> Tensor:
-    scores = model(windows[:, :-1], 0, attend_causally)
-    return functional.cross_entropy(scores.flatten(0, 1), windows[:, 1:].flatten())

@@ -43,7 +43,10 @@ def read_library(served_share: float, seed: int) -> Library:
     names.sort(key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
     # Characters beyond Latin-1 are few; each becomes one question mark.
     texts = [
-        (library / name).read_text("utf-8", "replace").encode("latin-1", "replace").decode("latin-1")
+        (library / name)
+        .read_text("utf-8", "replace")
+        .encode("latin-1", "replace")
+        .decode("latin-1")
         for name in names
     ]
     first_trained = round(served_share * len(texts))
