@@ -62,7 +62,7 @@ async def _send_parts(
     timeout_s: float,
     asked: deque[asyncio.Task[PutPartReply]],
 ) -> PutPartReply:
-    """The answer to the last part, or the first that is not OK. ``asked``: those not answered."""
+    """The answer to the last part, or the first that is not OK; ``asked`` has the others."""
     patience_s = timeout_s
     for first in range(0, len(pages), part_pages):
         # In a thread: the pages may have to come from a disk.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import resource
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,7 @@ from kvtier.wire.messages import (
     ErrorCode,
     Failure,
     Hello,
+    Put,
     PutPart,
     PutPartReply,
     Stat,
@@ -334,6 +337,38 @@ class TestFailing:
         assert message in failure.text
         assert server.uploads == 0
         assert isinstance((await client.ask(Stat((b"a",))))[0], StatReply)
+
+    async def test_a_put_of_a_larger_object_than_announced_is_refused(
+        self, memory: MemoryBackend
+    ) -> None:
+        limits = ServerLimits(frame=FRAME, upload_bytes_max=4 * PAGE_BYTES)
+        async with serving(memory, limits) as server, connected(server) as client:
+            failure, _ = await client.ask(Put((b"a",), np.array([5], np.uint32)), rows(5))
+            assert isinstance(failure, Failure)
+            assert failure.code == ErrorCode.LIMIT
+            assert "4 are possible" in failure.text
+
+    async def test_a_read_only_store_takes_no_part(self, memory: MemoryBackend) -> None:
+        memory.capability = replace(memory.capability, writable=False)
+        async with serving(memory) as server, connected(server) as client:
+            failure, _ = await client.ask(PutPart(1, b"a", 3, 0), rows(1))
+            assert isinstance(failure, Failure)
+            assert "read-only" in failure.text
+
+    async def test_a_defect_of_the_store_drops_the_spool(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        # A kept record of the defect would keep the frames, and with them what was put.
+        caplog.set_level(logging.CRITICAL, logger="kvtier.server")
+
+        class Defective(MemoryBackend):
+            async def put(self, batch: ObjectBatch) -> PutResult:
+                raise ZeroDivisionError
+
+        async with serving(Defective(PAGE_BYTES, None)) as server, opened(server) as backend:
+            with pytest.raises(BackendError, match="ZeroDivisionError"):
+                await backend.put(make_objects({b"a": pages_of(b"a")}, PAGE_BYTES))
+            assert server.uploads == 0
 
     async def test_more_uploads_than_allowed_are_refused_and_the_first_goes_on(
         self, client: Peer

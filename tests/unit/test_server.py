@@ -171,9 +171,18 @@ class TestDoor:
         with pytest.raises(BackendError, match=f"cannot listen on 127.0.0.1:{server.port}"):
             await serve(memory, port=server.port, page_bytes=PAGE_BYTES)
 
-    async def test_a_frame_must_have_room_for_a_page(self, memory: MemoryBackend) -> None:
-        limits = ServerLimits(frame=FrameLimits(payload_bytes_max=100))
-        with pytest.raises(SettingsError, match="payload_bytes_max is 100"):
+    @pytest.mark.parametrize(
+        ("limits", "message"),
+        [
+            (ServerLimits(frame=FrameLimits(payload_bytes_max=100)), "payload_bytes_max is 100"),
+            (ServerLimits(upload_bytes_max=100), "upload_bytes_max is 100"),
+            (ServerLimits(uploads_max=0), "uploads_max is 0"),
+        ],
+    )
+    async def test_limits_that_let_nothing_through_are_refused(
+        self, memory: MemoryBackend, limits: ServerLimits, message: str
+    ) -> None:
+        with pytest.raises(SettingsError, match=message):
             await serve(memory, page_bytes=PAGE_BYTES, limits=limits)
 
 

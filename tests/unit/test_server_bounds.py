@@ -151,6 +151,7 @@ class TestBounds:
         for _ in range(20):
             await other.ask(Stat((b"a",)))
         assert 1 <= gated.reads_begun <= 25
+        gated.gate.set()
         await client.close()
         await other.close()
         await server.close()

@@ -39,7 +39,7 @@ SHAPE = Shape()
 SERVED_SHARE = 0.1
 BUDGET = 8
 MEASURE_EVERY = 4
-BLOCKS_MAX = 4096
+BLOCKS_MAX = 2048
 
 DOCUMENTS = 4
 SESSIONS_PER_DOCUMENT = 3
@@ -132,57 +132,71 @@ def page_requests(served: list[Served]) -> Iterator[PageRequest]:
         )
 
 
-def shared_share(one: I64, other: I64) -> float:
-    """The share of ``other`` that is in ``one``."""
-    return float(np.isin(other, one).mean())
+def choices_of(served: list[Served], layer: int) -> list[Choice]:
+    """What a layer has chosen, turn after turn and step after step."""
+    return [step[layer] for turn in served for step in turn.steps]
 
 
-def overlaps(served: list[Served]) -> tuple[float, float, float]:
-    """Of the chosen blocks: shared with the step before; with the layer before; by chance.
-
-    Steps are compared head by head, layers by what any of their heads has chosen.
-    """
-    between_steps = [
-        shared_share(one.blocks[head], other.blocks[head])
+def overlap_of_steps(served: list[Served], layer: int) -> float:
+    """The share of the blocks a head chooses that it chose in the step before."""
+    shares = [
+        np.isin(after[layer].blocks[head], before[layer].blocks[head]).mean()
         for turn in served
         for before, after in pairwise(turn.steps)
-        for one, other in zip(before, after, strict=True)
         for head in range(SHAPE.kv_heads)
     ]
-    between_layers = [
-        shared_share(one.blocks, np.unique(other.blocks))
-        for turn in served
-        for step in turn.steps
-        for one, other in pairwise(step)
-    ]
-    chance = [choice.blocks.shape[1] / choice.candidates for choice in choices_of(served)]
-    return float(np.mean(between_steps)), float(np.mean(between_layers)), float(np.mean(chance))
+    return float(np.mean(shares))
 
 
-def choices_of(served: list[Served]) -> list[Choice]:
-    return [choice for turn in served for step in turn.steps for choice in step]
+def overlap_of_layers(served: list[Served]) -> tuple[float, float]:
+    """The share of the blocks that a layer's heads choose which those of the layer before chose.
+
+    Returns:
+        the share, and what it would be by chance.
+    """
+    pairs = [pair for turn in served for step in turn.steps for pair in pairwise(step)]
+    shares = [np.isin(np.unique(upper.blocks), lower.blocks).mean() for lower, upper in pairs]
+    chance = [len(np.unique(lower.blocks)) / lower.candidates for lower, _ in pairs]
+    return float(np.mean(shares)), float(np.mean(chance))
 
 
-def describe_reads(served: list[Served], turns: list[Turn], server: Server) -> str:
-    """What was served and read, in words and numbers."""
-    loads = sum(int(turn.batches[0].counts.sum()) for turn in served if turn.loaded)
-    sparse = sum(int(b.counts.sum()) for turn in served for b in turn.batches[turn.loaded :])
-    choices = choices_of(served)
-    shares = np.mean([choice.shares for choice in choices if choice.shares], axis=0)
-    steps, layers, chance = overlaps(served)
-    contexts = [choice.candidates * BLOCK_TOKENS for choice in choices]
+def per_layer(shares: list[float]) -> str:
+    """Shares of the layers, the first first."""
+    return ", ".join(f"{share:.0%}" for share in shares)
+
+
+def describe_choices(served: list[Served], server: Server) -> str:
+    """What sparse attention has chosen, in words and numbers."""
+    layers = [choices_of(served, layer) for layer in range(SHAPE.layers)]
+    measured = np.array([[one.shares for one in layer if one.shares] for layer in layers])
+    read, best, stored = measured.mean(axis=1).T.tolist()
+    chance = float(np.mean([BUDGET / one.candidates for one in layers[0]]))
+    between_layers, chance_of_layers = overlap_of_layers(served)
+    between_steps = [overlap_of_steps(served, layer) for layer in range(SHAPE.layers)]
     return (
-        f"{DOCUMENTS * SESSIONS_PER_DOCUMENT} sessions on {DOCUMENTS} documents, {TURNS} turns "
-        f"each, {sum(len(turn.prompt) for turn in turns)} prompt tokens and "
+        f"Of the blocks that a head chooses, it chose in the step before (by layer) "
+        f"{per_layer(between_steps)}; by chance {chance:.1%}. Of those that a layer chooses, the "
+        f"layer before chose {between_layers:.1%}; by chance {chance_of_layers:.1%}. "
+        f"Of dense attention, stored blocks hold (by layer) {per_layer(stored)}, the block in GPU "
+        f"memory the rest; of the former, the blocks read hold {per_layer(read)}, the best "
+        f"{BUDGET} would hold {per_layer(best)}; measured on {len(server.agreements)} steps, in "
+        f"{np.mean(server.agreements):.1%} of which dense attention names the same next token"
+    )
+
+
+def describe_reads(served: list[Served], turns: list[Turn]) -> str:
+    """What was served and read, in words and numbers."""
+    loads = [turn.batches[0] for turn in served if turn.loaded]
+    sparse = [batch for turn in served for batch in turn.batches[turn.loaded :]]
+    contexts = [BLOCK_TOKENS * choice.candidates for choice in choices_of(served, 0)]
+    return (
+        f"{DOCUMENTS * SESSIONS_PER_DOCUMENT} sessions of {TURNS} turns on {DOCUMENTS} documents, "
+        f"{sum(len(turn.prompt) for turn in turns)} prompt tokens, "
         f"{sum(turn.answer for turn in turns)} answered, stored contexts of {min(contexts)} to "
-        f"{max(contexts)} tokens; {loads} pages by {sum(turn.loaded for turn in served)} prefix "
-        f"loads (batch 0 of a request, extents of whole objects), {sparse} pages by sparse "
-        f"attention (single pages; {BUDGET} blocks per KV head, layer and step). "
-        f"Chosen blocks shared with the step before {steps:.1%}, with the layer before "
-        f"{layers:.1%}, by chance {chance:.1%}. Of the dense attention to stored blocks "
-        f"({shares[2]:.1%} of all, the rest is to the block in GPU memory) the blocks read hold "
-        f"{shares[0]:.1%}, the best {BUDGET} hold {shares[1]:.1%}; dense attention names the same "
-        f"next token in {np.mean(server.agreements):.1%} of {len(server.agreements)} steps"
+        f"{max(contexts)} tokens. {len(loads)} prefix loads (batch 0 of a request, extents of "
+        f"whole objects) of {sum(int(batch.counts.sum()) for batch in loads)} pages; "
+        f"{sum(int(batch.counts.sum()) for batch in sparse)} single pages of sparse attention, "
+        f"{BUDGET} blocks per KV head, layer and step"
     )
 
 
@@ -201,8 +215,10 @@ def describe_model(model: Transformer, training: Training) -> str:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Record the KV page reads of a transformer.")
     parser.add_argument("--out", type=Path, required=True, help="the trace to write")
-    parser.add_argument("--steps", type=int, default=700, help="training steps")
-    parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
+    parser.add_argument("--steps", type=int, default=500, help="training steps")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of PyTorch; another number, another order of sums"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of every random choice")
     return parser.parse_args()
 
@@ -212,17 +228,18 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(options.seed)
-    rng = np.random.default_rng(options.seed)
     library = read_library(SERVED_SHARE, options.seed)
     tokenizer = Tokenizer(library.trained, SHAPE.vocabulary)
     trained = np.concatenate([tokenizer.encode(text) for text in library.trained])
     texts = [tokenizer.encode(text) for text in library.served]
     print(f"{len(trained)} tokens to train on, {len(library.served)} files to serve")
     model = Transformer(SHAPE)
-    training = train(model, trained, np.concatenate(texts), options.steps, rng)
+    training = train(
+        model, trained, np.concatenate(texts), options.steps, np.random.default_rng(options.seed)
+    )
     print(describe_model(model, training))
     server = Server(model, BLOCKS_MAX, BUDGET, MEASURE_EVERY, options.seed)
-    turns = plan_turns(texts, rng)
+    turns = plan_turns(texts, np.random.default_rng(options.seed))
     print(f"serving {len(turns)} turns")
     served = serve(server, turns)
     metadata = TraceMetadata(
@@ -240,7 +257,8 @@ def main() -> None:
         ),
         provenance=(
             f"traces/recorders/kv_decode.py, seed {options.seed}: "
-            f"{describe_model(model, training)}. {describe_reads(served, turns, server)}. "
+            f"{describe_model(model, training)}. {describe_reads(served, turns)}. "
+            f"{describe_choices(served, server)}. "
             f"Python {platform.python_version()}, PyTorch {torch.__version__}, "
             f"NumPy {np.__version__}"
         ),

@@ -17,8 +17,8 @@ from torch.nn import functional
 
 ROPE_BASE = 10_000.0
 
-# Of a layer, queries [b, heads, n, size], keys and values [b, kv heads, n, size] give what its heads
-# read, [b, heads, n, size].
+# Of one layer: queries [b, heads, n, size], keys and values [b, kv heads, n, size]; returns what
+# its heads have read, [b, heads, n, size].
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 

@@ -7,7 +7,9 @@ caching). One head's keys, or values, of a block are one page of 4 KiB.
 Decoding attends to the pages that Quest chooses (Tang et al., "Quest: Query-Aware Sparsity for
 Efficient Long-Context LLM Inference", ICML 2024): per page of keys the least and the greatest value
 of each channel are held in memory; they bound how well any key of the page can match a query, and
-the pages of the highest bound are read. Query heads that share a KV head choose together.
+the pages of the highest bound are read. Query heads that share a KV head choose together, by the
+sum of the softmax of their bounds (as Yuan et al., "Native Sparse Attention", ACL 2025, add shares
+of attention over such heads).
 """
 
 from __future__ import annotations
@@ -276,8 +278,9 @@ class Server:
 
     def _choose(self, grouped: Tensor, blocks: I64, layer: int, budget: int) -> I64:
         """The blocks of the highest bounds, i64[kv heads, k], in the order of the sequence."""
-        bounds = self.store.bounds(grouped, blocks, layer).sum(dim=1)
-        highest = bounds.topk(min(budget, len(blocks)), dim=-1).indices
+        bounds = self.store.bounds(grouped, blocks, layer) / grouped.shape[-1] ** 0.5
+        together = functional.softmax(bounds, dim=-1).sum(dim=1)
+        highest = together.topk(min(budget, len(blocks)), dim=-1).indices
         return highest.sort(dim=-1).values.numpy()
 
     def _shares(

@@ -14,7 +14,7 @@ from torch.nn import functional
 STEP_TOKENS = 2048
 # Short windows are cheaper; the last ones are as long as a step, for the contexts that are served.
 SHORT_TOKENS = 512
-SHORT_SHARE = 0.8
+SHORT_SHARE = 0.85
 RATE = 3e-3
 REPORT_STEPS = 50
 HELD_OUT_WINDOWS = 16
