@@ -71,6 +71,7 @@ def main() -> None:
             simulated = run("simulate", trace, url)
     finally:
         shutil.rmtree(root)
+        (OUT / "nvme.pages").unlink(missing_ok=True)
     console = Console()
     print_side_by_side([replayed, simulated], console)
     differing = differing_decisions([replayed, simulated])
