@@ -263,5 +263,5 @@ def test_decisions_do_not_depend_on_how_long_fills_take(
 def test_a_request_of_more_blocks_than_the_directory_holds_is_refused(tmp_path: Path) -> None:
     trace = write_conversations(tmp_path / "trace.parquet")
     settings = small(chain=ChainSettings(objects_max=4))
-    with pytest.raises(SettingsError, match="raise chain.objects_max, now 4"):
+    with pytest.raises(SettingsError, match=r"raise chain\.objects_max, now 4"):
         replay(trace, settings)
