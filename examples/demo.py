@@ -32,10 +32,10 @@ KVTIER = [sys.executable, "-m", "kvtier"]
 @contextmanager
 def served_origin(root: Path) -> Iterator[str]:
     """A server in front of files under ``root``, for as long as the block runs; yields its URL."""
+    # Not synced: what is removed at the end need not outlive a crash.
+    store = ["--backend", "file", "--option", f"root={root}", "--option", "sync=false"]
     server = subprocess.Popen(
-        [*KVTIER, "serve", "--backend", "file", "--option", f"root={root}", "--port", "0"],
-        stdout=subprocess.PIPE,
-        text=True,
+        [*KVTIER, "serve", *store, "--port", "0"], stdout=subprocess.PIPE, text=True
     )
     try:
         assert server.stdout is not None
