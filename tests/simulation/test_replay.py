@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kvtier_memory import MemoryBackend
 from small_traces import GRAPH, PAGE_BYTES, write_conversations, write_graph_search
 
 from kvtier.backend import ObjectBatch
@@ -19,6 +20,7 @@ from kvtier.errors import KvtierError, LimitError, SettingsError
 from kvtier.registry import open_backend
 from kvtier.replay import replay_trace, simulate_trace
 from kvtier.report.schema import check_sums
+from kvtier.server import serve
 from kvtier.settings import (
     ChainSettings,
     OriginSettings,
@@ -265,3 +267,23 @@ def test_a_request_of_more_blocks_than_the_directory_holds_is_refused(tmp_path: 
     settings = small(chain=ChainSettings(objects_max=4))
     with pytest.raises(SettingsError, match=r"raise chain\.objects_max, now 4"):
         replay(trace, settings)
+
+
+class ReadOnlyBackend(MemoryBackend):
+    capability = replace(MemoryBackend.capability, writable=False)
+
+
+def test_a_read_only_origin_that_lacks_the_object_is_refused(tmp_path: Path) -> None:
+    trace = write_graph_search(tmp_path / "graph.parquet")
+
+    async def served() -> Mapping[str, Any]:
+        server = await serve(await ReadOnlyBackend.open({}, PAGE_BYTES), page_bytes=PAGE_BYTES)
+        try:
+            origin = OriginSettings("tcp", MappingProxyType({"url": server.url}))
+            settings = small(origin=origin)
+            return await replay_trace(trace, settings, limit=None, progress=quiet, notify=quiet)
+        finally:
+            await server.close()
+
+    with pytest.raises(SettingsError, match="lacks object b'graph' of 3000 pages"):
+        asyncio.run(served())
