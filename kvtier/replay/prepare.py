@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from types import MappingProxyType
@@ -16,6 +16,7 @@ from kvtier.errors import BackendError, SettingsError
 from kvtier.pages import U8
 from kvtier.pattern import check_pattern, fill_pattern, key_fingerprint
 from kvtier.registry import open_backend
+from kvtier.replay.payload import pattern_pages
 from kvtier.settings import OriginSettings, Settings
 from kvtier.trace import PageTrace, RequestTrace, TraceObject
 from kvtier.units import format_bytes
@@ -69,6 +70,7 @@ async def _store_objects(
     origin: Backend, trace: PageTrace, settings: Settings, notify: Callable[[str], None]
 ) -> None:
     stats = await origin.stat([one.key for one in trace.objects])
+    missing = []
     for one, pages, version in zip(
         trace.objects, stats.pages.tolist(), stats.versions.tolist(), strict=True
     ):
@@ -80,14 +82,43 @@ async def _store_objects(
                 f"the origin's object {one.key!r} has {pages} pages, the trace reads "
                 f"{one.pages}: it is another object; use an empty origin"
             )
-        elif origin.capability.writable:
-            size = format_bytes(one.pages * settings.page_bytes)
-            notify(f"storing object {one.key.decode(errors='replace')} at the origin: {size}")
-            await _store(origin, one, settings.page_bytes)
+        else:
+            missing.append(one)
+    if missing and origin.capability.writable:
+        size = format_bytes(sum(one.pages for one in missing) * settings.page_bytes)
+        notify(f"storing {len(missing)} objects at the origin: {size}")
+        await _store_missing(origin, missing, settings.page_bytes)
+
+
+async def _store_missing(origin: Backend, missing: Sequence[TraceObject], page_bytes: int) -> None:
+    """Put objects of pattern pages: small ones together, large ones each by itself."""
+    batch: list[TraceObject] = []
+    pages = 0
+    for one in missing:
+        if one.pages > _FILL_PAGES:
+            await _store(origin, one, page_bytes)
+            continue
+        if pages + one.pages > _FILL_PAGES:
+            await _store_batch(origin, batch, page_bytes)
+            batch, pages = [], 0
+        batch.append(one)
+        pages += one.pages
+    if batch:
+        await _store_batch(origin, batch, page_bytes)
+
+
+async def _store_batch(origin: Backend, batch: Sequence[TraceObject], page_bytes: int) -> None:
+    keys = tuple(one.key for one in batch)
+    counts = np.array([one.pages for one in batch], np.uint32)
+    payload = pattern_pages(keys, counts.astype(np.int64), page_bytes)
+    result = await origin.put(ObjectBatch(keys, counts, payload))
+    refused = int(np.count_nonzero(result.status))
+    if refused:
+        raise BackendError(f"the origin refused {refused} of {len(batch)} objects")
 
 
 async def _store(origin: Backend, one: TraceObject, page_bytes: int) -> None:
-    """Put an object of pattern pages; they are made in a file, for memory may not hold them."""
+    """Put a large object; its pages are made in a file, for memory may not hold them."""
     with tempfile.TemporaryFile(prefix="kvtier-payload-") as file:
         payload: U8 = np.memmap(file, np.uint8, "w+", shape=(one.pages, page_bytes))
         fingerprint = key_fingerprint(one.key)
