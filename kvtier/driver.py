@@ -162,6 +162,7 @@ class AsyncDriver(ChainDriver):
         while self._tasks:
             await asyncio.wait(self._tasks)
         self._broken = ClosedError("the cache is closed")
+        self._progress.set()
 
     def check(self) -> None:
         """Raise ClosedError if the cache was closed or has broken down."""

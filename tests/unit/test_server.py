@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 from kvtier_memory import MemoryBackend
 from kvtier_tcp import TcpBackend
+from server_peers import connect, failure_of, knock
 
 from kvtier.backend import Capability, ExtentBatch
 from kvtier.errors import BackendError, SettingsError
@@ -17,7 +18,6 @@ from kvtier.pages import U8, PageStatus
 from kvtier.server import Server, ServerLimits, serve
 from kvtier.testing.batches import make_extents, make_objects, put_objects
 from kvtier.testing.pages import make_pages
-from kvtier.testing.peer import Peer
 from kvtier.wire.codec import encode
 from kvtier.wire.frames import FrameLimits, Kind, encode_frame
 from kvtier.wire.messages import (
@@ -37,27 +37,6 @@ from kvtier.wire.messages import (
 PAGE_BYTES = 512
 
 pytestmark = pytest.mark.asyncio
-
-
-async def connect(server: Server, token: str = "") -> Peer:
-    """A client that was let in."""
-    client = await knock(server)
-    welcome, _ = await client.ask(Hello(token.encode()))
-    assert isinstance(welcome, Welcome)
-    return client
-
-
-async def knock(server: Server) -> Peer:
-    """A client that said nothing yet."""
-    return await Peer.connect(server.host, server.port)
-
-
-async def failure_of(client: Peer) -> Failure:
-    """What the server says of the whole connection."""
-    number, failure, _ = await client.next()
-    assert number == 0
-    assert isinstance(failure, Failure)
-    return failure
 
 
 @pytest_asyncio.fixture

@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 from kvtier_memory import MemoryBackend
 from kvtier_tcp import TcpBackend
+from server_peers import connect, knock
 
 from kvtier.backend import ExtentBatch
 from kvtier.pages import U8
@@ -17,13 +18,10 @@ from kvtier.server import Server, ServerLimits, run, run_server, serve
 from kvtier.settings import OriginSettings
 from kvtier.testing.batches import make_extents, put_objects, read_objects
 from kvtier.testing.pages import make_pages
-from kvtier.testing.peer import Peer
 from kvtier.wire.messages import (
-    Failure,
     Hello,
     Read,
     Stat,
-    Welcome,
 )
 
 PAGE_BYTES = 512
@@ -50,27 +48,6 @@ class GatedBackend(MemoryBackend):
             self.reads_cancelled.set()
             raise
         return await super().read(batch, out)
-
-
-async def connect(server: Server, token: str = "") -> Peer:
-    """A client that was let in."""
-    client = await knock(server)
-    welcome, _ = await client.ask(Hello(token.encode()))
-    assert isinstance(welcome, Welcome)
-    return client
-
-
-async def knock(server: Server) -> Peer:
-    """A client that said nothing yet."""
-    return await Peer.connect(server.host, server.port)
-
-
-async def failure_of(client: Peer) -> Failure:
-    """What the server says of the whole connection."""
-    number, failure, _ = await client.next()
-    assert number == 0
-    assert isinstance(failure, Failure)
-    return failure
 
 
 @pytest_asyncio.fixture
