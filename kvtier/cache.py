@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -23,7 +23,7 @@ from kvtier.directory import ObjectDirectory, ObjectEntry
 from kvtier.errors import BackendError, LimitError
 from kvtier.lease import Lease
 from kvtier.measure import Measurements
-from kvtier.pages import I64, U8, U32, U64, Bool, PageStatus, expand_objects
+from kvtier.pages import I64, U8, U32, U64, Bool, PageStatus, Purpose, expand_objects
 from kvtier.settings import Settings
 
 
@@ -34,11 +34,17 @@ class Driver(Protocol):
     def chain(self) -> Chain: ...
 
     @property
-    def measurements(self) -> Measurements: ...
+    def measurements(self) -> Mapping[Purpose, Measurements]: ...
 
     def rows(self, count: int) -> U8 | None: ...
 
-    async def read(self, page_ids: U64, out: U8 | None, deadline_s: float | None = None) -> U8: ...
+    async def read(
+        self,
+        page_ids: U64,
+        out: U8 | None,
+        deadline_s: float | None = None,
+        purpose: Purpose = Purpose.UNSTATED,
+    ) -> U8: ...
 
     async def prefetch(self, page_ids: U64) -> U8: ...
 
@@ -220,7 +226,12 @@ class TieredCache(Generic[DriverT]):
     # -- pages --------------------------------------------------------------------------------
 
     async def read(
-        self, page_ids: U64, out: U8 | None = None, *, deadline_s: float | None = None
+        self,
+        page_ids: U64,
+        out: U8 | None = None,
+        *,
+        deadline_s: float | None = None,
+        purpose: Purpose = Purpose.UNSTATED,
     ) -> ReadResult:
         """Read pages through the levels.
 
@@ -229,20 +240,25 @@ class TieredCache(Generic[DriverT]):
             out: u8[n, page_bytes], C-contiguous; allocated if None. Never touched after the
                 return, nor after a cancellation.
             deadline_s: pages not there by then are answered LATE.
+            purpose: what the pages are for; counters and latencies are kept apart by it.
         """
         page_ids = _checked_ids(page_ids)
         rows = self._driver.rows(len(page_ids)) if out is None else self._checked_out(page_ids, out)
-        status = await self.read_into(page_ids, rows, deadline_s)
+        status = await self.read_into(page_ids, rows, deadline_s, purpose)
         assert rows is not None
         return ReadResult(status, rows)
 
     async def read_into(
-        self, page_ids: U64, rows: U8 | None, deadline_s: float | None = None
+        self,
+        page_ids: U64,
+        rows: U8 | None,
+        deadline_s: float | None = None,
+        purpose: Purpose = Purpose.UNSTATED,
     ) -> U8:
         """``read`` without its checks; rows of None are for a driver that moves no bytes."""
         size = self._batch_pages_max
         if len(page_ids) <= size:
-            return await self._driver.read(page_ids, rows, deadline_s)
+            return await self._driver.read(page_ids, rows, deadline_s, purpose)
         loop = asyncio.get_running_loop()
         end = None if deadline_s is None else loop.time() + deadline_s
         status = np.empty(len(page_ids), np.uint8)
@@ -250,7 +266,7 @@ class TieredCache(Generic[DriverT]):
             part = slice(start, start + size)
             part_rows = None if rows is None else rows[part]
             left = None if end is None else max(0.0, end - loop.time())
-            status[part] = await self._driver.read(page_ids[part], part_rows, left)
+            status[part] = await self._driver.read(page_ids[part], part_rows, left, purpose)
         return status
 
     async def prefetch(self, page_ids: U64) -> U8:

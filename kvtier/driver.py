@@ -29,9 +29,9 @@ from kvtier.chain import (
 )
 from kvtier.clock import Clock
 from kvtier.errors import ClosedError
-from kvtier.measure import Measurements
+from kvtier.measure import measurements_by_purpose
 from kvtier.origin import Origin
-from kvtier.pages import I64, U8, U64, PageStatus
+from kvtier.pages import I64, U8, U64, PageStatus, Purpose
 from kvtier.rows import aligned_rows, copy_rows
 from kvtier.tiers import MemoryTier, NvmeTier, Tier
 
@@ -76,7 +76,7 @@ class AsyncDriver(ChainDriver):
     ) -> None:
         super().__init__(chain, [tier.index for tier in tiers])
         self.tiers = tuple(tiers)
-        self.measurements = Measurements(len(tiers) + (origin is not None))
+        self.measurements = measurements_by_purpose(len(tiers) + (origin is not None))
         self._origin = origin
         self._page_bytes = page_bytes
         self._buffer_pages = buffer_pages
@@ -96,16 +96,22 @@ class AsyncDriver(ChainDriver):
         """Memory for ``count`` pages."""
         return np.empty((count, self._page_bytes), np.uint8)
 
-    async def read(self, page_ids: U64, out: U8 | None, deadline_s: float | None = None) -> U8:
+    async def read(
+        self,
+        page_ids: U64,
+        out: U8 | None,
+        deadline_s: float | None = None,
+        purpose: Purpose = Purpose.UNSTATED,
+    ) -> U8:
         """Read a batch into ``out`` (u8[n, page_bytes]); returns a ``PageStatus`` per page."""
         read: Read | None = None
         try:
             async with asyncio.timeout(deadline_s):
-                read = await self._start(page_ids, out)
+                read = await self._start(page_ids, out, purpose=purpose)
                 await self._finish(read)
         except TimeoutError:
             if read is None:  # it found no room in time
-                self.chain.counters.late += len(page_ids)
+                self.chain.by_purpose[purpose].late += len(page_ids)
                 return np.full(len(page_ids), PageStatus.LATE, np.uint8)
         return self.chain.expire(read) if read.unresolved else read.status
 
@@ -171,7 +177,14 @@ class AsyncDriver(ChainDriver):
         if self._broken is not None:
             raise ClosedError(f"the cache broke down: {self._broken!r}") from self._broken
 
-    async def _start(self, page_ids: U64, out: U8 | None, *, held: bool = False) -> Read:
+    async def _start(
+        self,
+        page_ids: U64,
+        out: U8 | None,
+        *,
+        held: bool = False,
+        purpose: Purpose = Purpose.UNSTATED,
+    ) -> Read:
         start_ns = self._clock.now_ns()
         if self._unyielded_pages >= YIELD_PAGES:
             self._unyielded_pages = 0
@@ -179,7 +192,9 @@ class AsyncDriver(ChainDriver):
         self.check()
         if self.chain.room_pages < len(page_ids) or self._gate.locked():
             await self._find_room(page_ids)
-        read, actions = self.chain.read(page_ids, wants_bytes=out is not None, held=held)
+        read, actions = self.chain.read(
+            page_ids, wants_bytes=out is not None, held=held, purpose=purpose
+        )
         self._jobs[read.epoch] = _Job(out, start_ns)
         self._perform_safely(actions)
         self._unyielded_pages += len(page_ids)
@@ -239,7 +254,8 @@ class AsyncDriver(ChainDriver):
             else:
                 self._memory(action.level).gather(action.sources, job.rows, action.rows)
             elapsed_ns = self._clock.now_ns() - job.start_ns
-            self.measurements.served(action.level, elapsed_ns, len(action.sources))
+            measurements = self.measurements[action.read.purpose]
+            measurements.served(action.level, elapsed_ns, len(action.sources))
         return self.chain.copied(action)
 
     def fill(self, action: Fill) -> Iterable[Action]:
@@ -264,7 +280,8 @@ class AsyncDriver(ChainDriver):
         """Resolve the future of the batch."""
         job = self._jobs.pop(action.ticket.epoch)
         if isinstance(action.ticket, Read):
-            self.measurements.batch(self._clock.now_ns() - job.start_ns)
+            elapsed_ns = self._clock.now_ns() - job.start_ns
+            self.measurements[action.ticket.purpose].batch(elapsed_ns)
         if job.future is not None and not job.future.done():
             job.future.set_result(None)
         self._progress.set()

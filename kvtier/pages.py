@@ -43,6 +43,16 @@ class PageStatus(enum.IntEnum):
     """The last level could not read the page."""
 
 
+class Purpose(enum.IntEnum):
+    """What a read is for: the two kinds are nothing alike, so reports keep them apart."""
+
+    UNSTATED = 0
+    PREFIX = 1
+    """A prefix load: whole KV blocks at the admission of a request, bound by bandwidth."""
+    SPARSE = 2
+    """Single pages chosen by what was read before: sparse attention, graph search. IOPS count."""
+
+
 class PageState(enum.IntEnum):
     """What an index knows of a requested page, or of a slot."""
 

@@ -12,7 +12,7 @@ from kvtier.chain.actions import (
     Publish,
 )
 from kvtier.chain.build import build_chain
-from kvtier.chain.counters import Counters, LevelCounters
+from kvtier.chain.counters import Counters, LevelCounters, total
 from kvtier.chain.driver import ChainDriver
 from kvtier.chain.extents import Extents
 from kvtier.chain.flight import Flight, Read, Write
@@ -38,4 +38,5 @@ __all__ = [
     "Read",
     "Write",
     "build_chain",
+    "total",
 ]

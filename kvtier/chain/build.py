@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kvtier.chain.extents import ExtentRules
 from kvtier.chain.machine import Chain, Level
-from kvtier.settings import OriginSettings, Settings, TierSettings
+from kvtier.settings import ChainSettings, OriginSettings, Settings, TierSettings
 
 UNBOUNDED = 1 << 32
 
@@ -16,30 +16,33 @@ def build_chain(
     origin_batch_extents_max: int = UNBOUNDED,
 ) -> Chain:
     """The chain of ``settings``, its origin's reads bounded by what the backend can do."""
-    pages = settings.chain.device_batch_pages
     tiers = [
         Level(
             name=tier.name,
             in_memory=tier.name != "nvme",
             admit=tier.admit,
             writes=tier.write == "through",
-            rules=_rules(tier, pages, UNBOUNDED, UNBOUNDED),
+            rules=_rules(tier, settings.chain, UNBOUNDED, UNBOUNDED),
         )
         for tier in settings.tiers
     ]
     origin = None
     if settings.origin is not None:
-        rules = _rules(settings.origin, pages, origin_extent_pages_max, origin_batch_extents_max)
+        rules = _rules(
+            settings.origin, settings.chain, origin_extent_pages_max, origin_batch_extents_max
+        )
         origin = Level("origin", in_memory=False, admit=0.0, writes=False, rules=rules)
     return Chain(tiers, origin, settings.chain, settings.page_bytes)
 
 
 def _rules(
-    level: TierSettings | OriginSettings, batch_pages: int, extent_pages: int, extents: int
+    level: TierSettings | OriginSettings, chain: ChainSettings, extent_pages: int, extents: int
 ) -> ExtentRules:
+    batch_pages = chain.device_batch_pages
+    longest = min(level.extent_pages_max, extent_pages, batch_pages)
     return ExtentRules(
         merge_gap_pages=level.merge_gap_pages,
-        extent_pages_max=min(level.extent_pages_max, extent_pages, batch_pages),
+        extent_pages_max=longest if chain.coalesce else 1,
         batch_pages=batch_pages,
         batch_extents=min(batch_pages, extents),
     )

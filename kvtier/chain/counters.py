@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-from kvtier.chain.flight import Read
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
 
 
 @dataclass(slots=True)
@@ -34,10 +33,15 @@ class LevelCounters:
     bypasses: int = 0
     failures: int = 0
 
+    def merge(self, other: LevelCounters) -> None:
+        """Count what ``other`` counted."""
+        for one in fields(self):
+            setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
+
 
 @dataclass(slots=True)
 class Counters:
-    """Counts of a whole chain.
+    """Counts of a whole chain, or of its reads for one purpose.
 
     Always: ``reads = unique + folded`` and
     ``unique = sum(level.hits) + joined + failed + absent``.
@@ -62,20 +66,23 @@ class Counters:
     written_objects: int = 0
     written_pages: int = 0
 
-    def add(self, read: Read) -> None:
-        """Count a read that is complete."""
-        reads = len(read.page_ids)
-        self.batches += 1
-        self.reads += reads
-        self.delivered += read.delivered
-        self.unique += reads - read.folded
-        self.folded += read.folded
-        self.joined += read.joined
-        self.absent += read.absent
-        self.failed += read.failed
-        self.late += read.late
-        for level, lookups, hits in zip(self.levels, read.lookups, read.hits, strict=True):
-            level.lookups += lookups
-            level.hits += hits
-        if read.failed:
-            self.levels[-1].failures += read.failed
+    def merge(self, other: Counters) -> None:
+        """Count what ``other``, of as many levels, counted."""
+        for one in fields(self):
+            if one.name != "levels":
+                setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
+        for mine, theirs in zip(self.levels, other.levels, strict=True):
+            mine.merge(theirs)
+
+
+def no_counts(levels: int) -> Counters:
+    """Counters of a chain of so many levels, at zero."""
+    return Counters(levels=[LevelCounters() for _ in range(levels)])
+
+
+def total(parts: Iterable[Counters], levels: int) -> Counters:
+    """The sum of counters of a chain of so many levels."""
+    whole = no_counts(levels)
+    for part in parts:
+        whole.merge(part)
+    return whole

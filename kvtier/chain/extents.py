@@ -84,9 +84,10 @@ class DeviceBatch:
 
 
 def plan_extents(locations: U64, rules: ExtentRules) -> Iterator[DeviceBatch]:
-    """Merge distinct locations (u64[n], any order) into extents and pack those into batches.
+    """Merge locations (u64[n], any order) into extents and pack those into batches.
 
-    Locations whose high halves differ are never merged, so an extent stays inside one object.
+    Locations whose high halves differ are never merged, so an extent stays inside one object; nor
+    are equal ones, each is read by itself.
     """
     order = np.argsort(locations, kind="stable")
     count = len(locations)
@@ -142,7 +143,7 @@ def _plan(
             length = np.int64(location - first[extents - 1]) + 1
             if (
                 (location >> half) == (last >> half)
-                and step <= merge_gap_pages + 1
+                and 0 < step <= merge_gap_pages + 1
                 and length <= extent_pages_max
                 and rows_used + step <= batch_pages
             ):

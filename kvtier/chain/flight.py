@@ -8,8 +8,9 @@ from typing import Final
 
 import numpy as np
 
+from kvtier.chain.counters import Counters
 from kvtier.chain.extents import Extents
-from kvtier.pages import I64, U8, U64, Bool
+from kvtier.pages import I64, U8, U64, Bool, Purpose
 
 NO_ROWS: Final = np.empty(0, np.int64)
 
@@ -24,6 +25,8 @@ class Read:
     Attributes:
         epoch: its place in the order of batches.
         page_ids: u64[n].
+        purpose: what it is for.
+        counters: where it is counted.
         status: u8[n], a ``PageStatus`` per row, ``UNRESOLVED`` until known.
         wants_bytes: False for a prefetch, which is done when the tiers are filled.
         held: the epoch stays unreleased after completion, until ``Chain.release``.
@@ -34,6 +37,8 @@ class Read:
 
     epoch: int
     page_ids: U64
+    purpose: Purpose
+    counters: Counters
     status: U8
     wants_bytes: bool
     held: bool
@@ -48,18 +53,39 @@ class Read:
     failed: int = 0
     late: int = 0
 
+    def count(self) -> None:
+        """Count it, now that it is complete."""
+        reads = len(self.page_ids)
+        counters = self.counters
+        counters.batches += 1
+        counters.reads += reads
+        counters.delivered += self.delivered
+        counters.unique += reads - self.folded
+        counters.folded += self.folded
+        counters.joined += self.joined
+        counters.absent += self.absent
+        counters.failed += self.failed
+        counters.late += self.late
+        for level, lookups, hits in zip(counters.levels, self.lookups, self.hits, strict=True):
+            level.lookups += lookups
+            level.hits += hits
+        if self.failed:
+            counters.levels[-1].failures += self.failed
+
 
 @dataclass(slots=True, eq=False)
 class Write:
     """One batch of whole objects to publish: its pages, all of them new to every tier.
 
     Attributes:
+        counters: where it is counted.
         steps: lookups and fills not yet answered.
     """
 
     epoch: int
     page_ids: U64
     objects: int
+    counters: Counters
     steps: int = 0
 
 
@@ -97,6 +123,7 @@ class Flight:
         steps: copies and fills not yet done.
         landed: the bytes are there.
         doomed: bool[m], pages invalidated on the way: they are delivered, but not cached.
+        lone: nobody may join it, and its pages may repeat.
     """
 
     number: int
@@ -112,6 +139,7 @@ class Flight:
     steps: int = 0
     landed: bool = False
     doomed: Bool | None = None
+    lone: bool = False
 
     def __len__(self) -> int:
         return len(self.page_ids)
@@ -129,6 +157,7 @@ class Flight:
             rows=self.rows[pages] if len(self.rows) else NO_ROWS,
             buffer=self.buffer,
             doomed=None if self.doomed is None else self.doomed[pages],
+            lone=self.lone,
         )
 
     @property
@@ -140,6 +169,11 @@ class Flight:
     def owner(self) -> Read:
         """The read that asked first; every page of a flight has the same."""
         return next(waiter.read for waiter in self.waiters if not waiter.joined)
+
+    @property
+    def counters(self) -> Counters:
+        """Where its lookups and device reads are counted."""
+        return self.owner.counters
 
     def split_waiters(self, parts: Sequence[I64]) -> list[list[Waiter]]:
         """The waiters of each part, where the parts (positions) together are the whole flight."""

@@ -25,6 +25,7 @@ class Flights:
         self._epochs = epochs
         self._by_number: dict[int, Flight] = {}
         self._last_number = 0
+        self._lone_pages = 0
 
     def __len__(self) -> int:
         return len(self._by_number)
@@ -32,7 +33,7 @@ class Flights:
     @property
     def room_pages(self) -> int:
         """Pages that can still take off."""
-        return self._table.free
+        return self._table.free - self._lone_pages
 
     def find(self, page_ids: U64) -> tuple[I64, I64]:
         """Number of the flight that carries each page, and its position there; -1 for none."""
@@ -44,9 +45,13 @@ class Flights:
             if number >= 0:
                 yield self._by_number[number], chosen
 
-    def take_off(self, epoch: int, page_ids: U64, waiter: Waiter) -> Flight:
-        """A new flight. Raises LimitError, and changes nothing, if there is no room for it."""
-        flight = Flight(self._last_number + 1, epoch, page_ids, [], [waiter])
+    def take_off(self, epoch: int, page_ids: U64, waiter: Waiter, *, lone: bool = False) -> Flight:
+        """A new flight, of distinct pages unless it is ``lone``: then nobody finds it.
+
+        Raises:
+            LimitError: there is no room for it; nothing changed.
+        """
+        flight = Flight(self._last_number + 1, epoch, page_ids, [], [waiter], lone=lone)
         self._add(flight)
         return flight
 
@@ -68,15 +73,21 @@ class Flights:
 
     def land(self, flight: Flight) -> None:
         """End a flight: its pages are on their way no more."""
-        self._table.remove(flight.page_ids)
+        if not flight.lone:
+            self._table.remove(flight.page_ids)
         self._remove(flight)
 
     def _add(self, flight: Flight) -> None:
-        self._table.assign(flight.page_ids, flight.number, np.arange(len(flight)))
+        if flight.lone:
+            self._lone_pages += len(flight)
+        else:
+            self._table.assign(flight.page_ids, flight.number, np.arange(len(flight)))
         self._last_number = flight.number
         self._by_number[flight.number] = flight
         self._epochs.hold(flight.epoch)
 
     def _remove(self, flight: Flight) -> None:
+        if flight.lone:
+            self._lone_pages -= len(flight)
         del self._by_number[flight.number]
         self._epochs.let_go(flight.epoch)

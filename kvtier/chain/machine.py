@@ -28,12 +28,12 @@ from kvtier.chain.actions import (
     Publish,
 )
 from kvtier.chain.admission import admitted
-from kvtier.chain.counters import Counters, LevelCounters
+from kvtier.chain.counters import Counters, no_counts, total
 from kvtier.chain.epochs import Epochs
 from kvtier.chain.extents import ExtentRules, Extents, plan_extents
 from kvtier.chain.flight import NO_ROWS, UNRESOLVED, Flight, Read, Waiter, Write
 from kvtier.chain.flights import Flights
-from kvtier.pages import I64, U8, U64, Bool, LookupResult, PageState, PageStatus
+from kvtier.pages import I64, U8, U64, Bool, LookupResult, PageState, PageStatus, Purpose
 from kvtier.settings import ChainSettings
 
 
@@ -76,6 +76,7 @@ class Chain:
         self._tiers = tuple(tiers)
         self._levels = self._tiers if origin is None else (*self._tiers, origin)
         self._page_bytes = page_bytes
+        self._coalesces = settings.coalesce
         self._epochs = Epochs()
         self._flights = Flights(settings.inflight_pages_max, self._epochs)
         self._backlog: deque[Flight] = deque()
@@ -83,7 +84,7 @@ class Chain:
         self._free_buffers = list(range(buffers - 1, -1, -1))
         self._open_batches = 0
         self.buffer_count = buffers
-        self.counters = Counters(levels=[LevelCounters() for _ in self._levels])
+        self.by_purpose = {purpose: no_counts(len(self._levels)) for purpose in Purpose}
 
     # -- what a driver starts -----------------------------------------------------------------
 
@@ -93,14 +94,24 @@ class Chain:
         return self._flights.room_pages
 
     @property
+    def counters(self) -> Counters:
+        """Everything counted so far, whatever it was for."""
+        return total(self.by_purpose.values(), len(self._levels))
+
+    @property
     def idle(self) -> bool:
         """No batch is unanswered, and no page is on its way."""
         return self._open_batches == 0 and not self._flights
 
     def read(
-        self, page_ids: U64, *, wants_bytes: bool = True, held: bool = False
+        self,
+        page_ids: U64,
+        *,
+        wants_bytes: bool = True,
+        held: bool = False,
+        purpose: Purpose = Purpose.UNSTATED,
     ) -> tuple[Read, list[Action]]:
-        """Start a batch of demand reads (u64[n], repeats allowed).
+        """Start a batch of demand reads (u64[n], repeats allowed), counted by ``purpose``.
 
         The caller makes sure that at most ``room_pages`` of them need a flight: those that miss a
         first tier in memory, or all where there is none. With ``wants_bytes=False``
@@ -112,6 +123,8 @@ class Chain:
         read = Read(
             epoch=self._epochs.begin(),
             page_ids=page_ids,
+            purpose=purpose,
+            counters=self.by_purpose[purpose],
             status=np.full(len(page_ids), UNRESOLVED, np.uint8),
             wants_bytes=wants_bytes,
             held=held,
@@ -123,12 +136,19 @@ class Chain:
             return read, self._complete_read(read)
         if self._tiers:
             return read, [self._lookup(0, read, page_ids)]
-        return read, self._miss(read, np.arange(len(page_ids)), _fold(page_ids), None)
+        rows = np.arange(len(page_ids))
+        if not self._coalesces:
+            waiter = Waiter(read, rows, rows, np.ones(len(rows), np.bool_), joined=False)
+            return read, self._seek(
+                self._flights.take_off(read.epoch, page_ids, waiter, lone=True), 0
+            )
+        return read, self._miss(read, rows, _fold(page_ids), None)
 
     def write(self, page_ids: U64, objects: int) -> tuple[Write, list[Action]]:
         """Start filling the tiers with new pages (u64[n], distinct) of whole objects."""
         self._open_batches += 1
-        write = Write(epoch=self._epochs.begin(), page_ids=page_ids, objects=objects)
+        counters = self.by_purpose[Purpose.UNSTATED]
+        write = Write(self._epochs.begin(), page_ids, objects, counters)
         actions: list[Action] = [
             self._lookup(level, write, page_ids)
             for level, tier in enumerate(self._tiers)
@@ -165,7 +185,7 @@ class Chain:
 
     def looked_up(self, action: Lookup, result: LookupResult) -> list[Action]:
         """Go on with what a tier's index answered to ``action``."""
-        counters = self.counters.levels[action.level]
+        counters = action.ticket.counters.levels[action.level]
         counters.evictions += len(result.evicted)
         counters.bypasses += result.bypasses
         match action.ticket:
@@ -186,7 +206,7 @@ class Chain:
             status: a ``PageStatus`` per page of the flight.
             issued: what the device was asked for: the flight's extents, less what does not exist.
         """
-        counters = self.counters.levels[flight.source]
+        counters = flight.counters.levels[flight.source]
         counters.device_reads += len(issued)
         counters.read_bytes += issued.pages * self._page_bytes
         counters.merged_extents += int(np.count_nonzero(issued.count > 1))
@@ -198,7 +218,7 @@ class Chain:
         """Go on after pages were brought to the caller (or dropped, if it is detached)."""
         if not copy.read.detached:
             copy.read.delivered += len(copy.sources)
-            self.counters.levels[copy.level].rows_delivered += len(copy.sources)
+            copy.read.counters.levels[copy.level].rows_delivered += len(copy.sources)
         actions = self._resolve(copy.read, copy.rows, PageStatus.OK)
         if copy.flight is not None:
             copy.flight.steps -= 1
@@ -212,7 +232,7 @@ class Chain:
         if isinstance(origin, Flight) and origin.doomed is not None:
             keep &= ~np.isin(fill.page_ids, origin.page_ids[origin.doomed])
         if not self._tiers[fill.level].in_memory:
-            self.counters.levels[fill.level].device_writes += len(fill.slots)
+            origin.counters.levels[fill.level].device_writes += len(fill.slots)
         actions = _if_any(Publish, fill.level, fill.slots[keep])
         actions += _if_any(Abort, fill.level, fill.slots[~keep])
         origin.steps -= 1
@@ -245,7 +265,7 @@ class Chain:
     def _first_hits(self, read: Read, slots: I64, rows: I64 | None) -> list[Action]:
         read.lookups[0] += len(slots)
         read.hits[0] += len(slots)
-        self.counters.levels[0].rows_asked += len(slots)
+        read.counters.levels[0].rows_asked += len(slots)
         if read.wants_bytes:
             return [Copy(0, read, None, slots, rows)]
         return self._resolve(read, rows, PageStatus.OK)
@@ -389,7 +409,7 @@ class Chain:
                 continue
             part.buffer, part.rows, part.slots = -1, NO_ROWS, NO_ROWS
             if level < len(self._tiers):
-                self.counters.levels[level].failures += len(part)
+                part.counters.levels[level].failures += len(part)
                 actions.append(Invalidate(level, part.page_ids))
                 part.fills.append(np.full(len(part), -1, np.int64))
                 actions += self._seek(part, level + 1)
@@ -417,7 +437,7 @@ class Chain:
 
     def _serve(self, flight: Flight, waiter: Waiter) -> list[Action]:
         read = waiter.read
-        self.counters.levels[flight.source].rows_asked += len(waiter.rows)
+        read.counters.levels[flight.source].rows_asked += len(waiter.rows)
         if not read.wants_bytes:
             return []  # resolved when the flight has ended, and with it the fills
         if read.detached:
@@ -436,7 +456,7 @@ class Chain:
         else:
             flight.owner.failed += len(flight)
         for waiter in flight.waiters:
-            self.counters.levels[-1].rows_asked += len(waiter.rows)
+            waiter.read.counters.levels[-1].rows_asked += len(waiter.rows)
             actions += self._resolve(waiter.read, waiter.rows, status)
         self._flights.land(flight)
         return actions
@@ -461,15 +481,15 @@ class Chain:
         return self._complete_read(read) if read.unresolved == 0 else []
 
     def _complete_read(self, read: Read) -> list[Action]:
-        self.counters.add(read)
+        read.count()
         self._open_batches -= 1
         if not read.held:
             self._epochs.let_go(read.epoch)
         return [Complete(read)]
 
     def _complete_write(self, write: Write) -> list[Action]:
-        self.counters.written_objects += write.objects
-        self.counters.written_pages += len(write.page_ids)
+        write.counters.written_objects += write.objects
+        write.counters.written_pages += len(write.page_ids)
         self._open_batches -= 1
         self._epochs.let_go(write.epoch)
         return [Complete(write)]

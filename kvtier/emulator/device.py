@@ -12,8 +12,8 @@ _NS_PER_S: Final = 1_000_000_000
 class ModelledDevice:
     """One server with a queue: batches are served in order, each as long as its slower limit.
 
-    A batch of ``o`` operations and ``b`` bytes occupies the device for
-    ``max(o / iops, b / bytes_per_s)``, and its bytes are usable ``latency_s`` after that.
+    A batch of ``o`` operations and ``b`` bytes occupies ``n`` devices alike for
+    ``max(o / iops, b / bytes_per_s) / n``, and its bytes are usable ``latency_s`` after that.
 
     Attributes:
         busy_ns: time that it was occupied.
@@ -21,8 +21,8 @@ class ModelledDevice:
 
     def __init__(self, model: DeviceModel) -> None:
         self._latency_ns = round(model.latency_s * _NS_PER_S)
-        self._ns_per_operation = _NS_PER_S / model.iops
-        self._ns_per_byte = _NS_PER_S / model.bytes_per_s
+        self._ns_per_operation = _NS_PER_S / (model.iops * model.devices)
+        self._ns_per_byte = _NS_PER_S / (model.bytes_per_s * model.devices)
         self._free_ns = 0
         self.busy_ns = 0
 

@@ -21,8 +21,8 @@ from kvtier.chain.driver import Index
 from kvtier.clock import VirtualClock
 from kvtier.directory import ObjectDirectory
 from kvtier.emulator.device import ModelledDevice
-from kvtier.measure import Measurements
-from kvtier.pages import I64, U8, U64
+from kvtier.measure import measurements_by_purpose
+from kvtier.pages import I64, U8, U64, Purpose
 
 
 class VirtualDriver(ChainDriver):
@@ -50,7 +50,7 @@ class VirtualDriver(ChainDriver):
         clock: VirtualClock,
     ) -> None:
         super().__init__(chain, indexes)
-        self.measurements = Measurements(len(devices))
+        self.measurements = measurements_by_purpose(len(devices))
         self.devices = tuple(devices)
         self._directory = directory
         self._page_bytes = page_bytes
@@ -70,9 +70,10 @@ class VirtualDriver(ChainDriver):
         page_ids: U64,
         out: U8 | None,  # noqa: ARG002  # the interface of all drivers
         deadline_s: float | None = None,
+        purpose: Purpose = Purpose.UNSTATED,
     ) -> U8:
         """Read a batch; returns a ``PageStatus`` per page (u8[n])."""
-        read = self._start(page_ids, wants_bytes=True)
+        read = self._start(page_ids, wants_bytes=True, purpose=purpose)
         end_ns = None if deadline_s is None else self._clock.now_ns() + round(deadline_s * 1e9)
         self._run_until(lambda: read.unresolved == 0, end_ns)
         return self.chain.expire(read) if read.unresolved else read.status
@@ -118,9 +119,18 @@ class VirtualDriver(ChainDriver):
         self._at(end_ns, lambda: done.append(None))
         self._run_until(lambda: bool(done))
 
-    def _start(self, page_ids: U64, *, wants_bytes: bool, held: bool = False) -> Read:
+    def _start(
+        self,
+        page_ids: U64,
+        *,
+        wants_bytes: bool,
+        held: bool = False,
+        purpose: Purpose = Purpose.UNSTATED,
+    ) -> Read:
         self._run_until(lambda: self.chain.room_pages >= len(page_ids))
-        read, actions = self.chain.read(page_ids, wants_bytes=wants_bytes, held=held)
+        read, actions = self.chain.read(
+            page_ids, wants_bytes=wants_bytes, held=held, purpose=purpose
+        )
         self._started_ns[read.epoch] = self._clock.now_ns()
         self.perform(actions)
         return read
@@ -166,12 +176,13 @@ class VirtualDriver(ChainDriver):
         """Note how long the batch took."""
         elapsed_ns = self._clock.now_ns() - self._started_ns.pop(action.ticket.epoch)
         if isinstance(action.ticket, Read):
-            self.measurements.batch(elapsed_ns)
+            self.measurements[action.ticket.purpose].batch(elapsed_ns)
 
     def _measure(self, action: Copy) -> None:
         if not action.read.detached:
             elapsed_ns = self._clock.now_ns() - self._started_ns[action.read.epoch]
-            self.measurements.served(action.level, elapsed_ns, len(action.sources))
+            measurements = self.measurements[action.read.purpose]
+            measurements.served(action.level, elapsed_ns, len(action.sources))
 
     # -- virtual time -------------------------------------------------------------------------
 

@@ -10,15 +10,19 @@ import numpy as np
 
 from kvtier.cache import TieredCache
 from kvtier.errors import TraceError
-from kvtier.pages import U32, U64, expand_runs
+from kvtier.pages import U32, U64, Purpose, expand_runs
 from kvtier.trace import READ, PageRequest, Request
+
+
+_PURPOSES = tuple(Purpose)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reads:
-    """Pages to read together (u64[n])."""
+    """Pages to read together (u64[n]), and what for."""
 
     page_ids: U64
+    purpose: Purpose
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,8 +66,9 @@ class PageIo:
         bases = self._object_ids[request.objects].astype(np.uint64) << np.uint64(32)
         page_ids = expand_runs(bases | request.pages, request.counts)
         start = 0
-        for end in request.page_ends().tolist():
-            yield Reads(page_ids[start:end])
+        ends, purposes = request.page_ends().tolist(), request.purposes.tolist()
+        for end, purpose in zip(ends, purposes, strict=True):
+            yield Reads(page_ids[start:end], _PURPOSES[purpose])
             start = end
 
 
@@ -97,7 +102,7 @@ class PrefixLoad:
 
     def steps(self) -> Iterator[Step]:
         if self._run:
-            yield Reads(self._page_ids)
+            yield Reads(self._page_ids, Purpose.PREFIX)
         rest = self._keys[self._run :]
         if rest:
             yield Writes(rest, (self._pages,) * len(rest))

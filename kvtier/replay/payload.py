@@ -47,8 +47,7 @@ class Verifier:
 
     def check(self, page_ids: U64, status: U8, rows: U8) -> None:
         """Check a sample of ``rows`` (u8[n, page_bytes]) that were read for ``page_ids``."""
-        count = int(self._rng.binomial(len(page_ids), self._share))
-        chosen = self._rng.integers(0, max(len(page_ids), 1), count)
+        chosen = np.flatnonzero(self._rng.random(len(page_ids)) < self._share)
         chosen = chosen[status[chosen] == PageStatus.OK]
         ids, number = np.unique(object_ids_of(page_ids[chosen]), return_inverse=True)
         entries = [self._directory.by_id(int(object_id)) for object_id in ids]

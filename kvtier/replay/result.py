@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvtier.chain import Counters, LevelCounters
+from kvtier.chain import Counters, LevelCounters, total
 from kvtier.environment import describe_environment
 from kvtier.measure import Measurements
+from kvtier.metrics import LatencyHistogram
+from kvtier.pages import Purpose
 from kvtier.replay.payload import Verifier
 from kvtier.replay.series import Series
-from kvtier.settings import Settings, to_dict
+from kvtier.settings import DeviceModel, Settings, default_model, model_source, to_dict
 
 SCHEMA_VERSION = 1
 
@@ -26,6 +28,7 @@ class Run:
         trace: what was driven, and how it was scaled.
         engines: how each tier worked.
         duration_s: wall time of a replay, virtual time of a simulation.
+        counters, measurements: of the reads for each purpose.
         busy_s: in virtual time, how long each level's device was occupied.
         verifier: None where no bytes moved.
         notes: of the environment (O_DIRECT or page cache, …).
@@ -37,8 +40,8 @@ class Run:
     settings: Settings
     engines: Sequence[str]
     duration_s: float
-    counters: Counters
-    measurements: Measurements
+    counters: Mapping[Purpose, Counters]
+    measurements: Mapping[Purpose, Measurements]
     series: Series
     busy_s: Sequence[float] | None
     verifier: Verifier | None
@@ -47,44 +50,39 @@ class Run:
 
 def to_result(run: Run) -> dict[str, Any]:
     """The mapping of docs/json.md, schema version 1."""
-    counters, settings = run.counters, run.settings
-    duration_s = run.duration_s
-    verifier = run.verifier
+    settings, verifier = run.settings, run.verifier
+    levels = len(level_names(settings))
+    counters, measurements = total(run.counters.values(), levels), Measurements(levels)
+    for part in run.measurements.values():
+        measurements.merge(part)
+    whole = _part(run, counters, measurements)
     return {
         "schema_version": SCHEMA_VERSION,
+        "name": run.mode,
         "mode": run.mode,
         "complete": run.complete,
         "trace": dict(run.trace),
         "config": to_dict(settings),
         "environment": {**describe_environment(), **run.notes},
         "seed": settings.seed,
-        "duration_s": duration_s,
+        "duration_s": run.duration_s,
         "warmup": None,
-        "demand": {
-            "reads": counters.reads,
-            "delivered": counters.delivered,
-            "unique": counters.unique,
-            "absent": counters.absent,
-            "late": counters.late,
-            "bytes": counters.delivered * settings.page_bytes,
-            "iops": _rate(counters.delivered, duration_s),
-            "latency_us": run.measurements.demand.summary_us(),
-        },
-        "batches": {
-            "count": counters.batches,
-            "latency_us": run.measurements.batches.summary_us(),
-        },
+        "demand": whole["demand"],
+        "batches": whole["batches"],
         "writes": {
             "objects": counters.written_objects,
             "pages": counters.written_pages,
             "bytes": counters.written_pages * settings.page_bytes,
         },
-        "coalescing": _coalescing(counters),
-        "tiers": [
-            _tier(run, number, tier.name, engine)
-            for number, (tier, engine) in enumerate(zip(settings.tiers, run.engines, strict=True))
-        ],
-        "origin": _origin(run),
+        "coalescing": whole["coalescing"],
+        "tiers": whole["tiers"],
+        "origin": whole["origin"],
+        "by_purpose": {
+            purpose.name.lower(): _part(run, run.counters[purpose], run.measurements[purpose])
+            for purpose in Purpose
+            if run.counters[purpose].reads
+        },
+        "models": None if run.busy_s is None else _models(settings),
         "series": run.series.to_dict(),
         "utilisation": _utilisation(run),
         "bottleneck": _bottleneck(run),
@@ -103,17 +101,44 @@ def level_names(settings: Settings) -> list[str]:
     return [tier.name for tier in settings.tiers] + origin
 
 
-def _coalescing(counters: Counters) -> dict[str, Any]:
+def _part(run: Run, counters: Counters, measurements: Measurements) -> dict[str, Any]:
+    """All reads of a run, or those for one purpose."""
+    tiers = [
+        _tier(run, counters.levels[number], measurements.levels[number], tier.name, engine)
+        for number, (tier, engine) in enumerate(zip(run.settings.tiers, run.engines, strict=True))
+    ]
+    origin = run.settings.origin
     return {
-        "folded": counters.folded,
-        "joined": counters.joined,
-        "merged_extents": sum(level.merged_extents for level in counters.levels),
-        "factor": _factor(counters.levels[-1]),
+        "demand": {
+            "reads": counters.reads,
+            "delivered": counters.delivered,
+            "unique": counters.unique,
+            "absent": counters.absent,
+            "late": counters.late,
+            "bytes": counters.delivered * run.settings.page_bytes,
+            "iops": _rate(counters.delivered, run.duration_s),
+            "latency_us": measurements.demand.summary_us(),
+        },
+        "batches": {
+            "count": counters.batches,
+            "latency_us": measurements.batches.summary_us(),
+        },
+        "coalescing": {
+            "folded": counters.folded,
+            "joined": counters.joined,
+            "merged_extents": sum(level.merged_extents for level in counters.levels),
+            "factor": _factor(counters.levels[-1]),
+        },
+        "tiers": tiers,
+        "origin": None
+        if origin is None
+        else _origin(run, counters.levels[-1], measurements.levels[-1], origin.backend),
     }
 
 
-def _tier(run: Run, number: int, name: str, engine: str) -> dict[str, Any]:
-    level = run.counters.levels[number]
+def _tier(
+    run: Run, level: LevelCounters, latency: LatencyHistogram, name: str, engine: str
+) -> dict[str, Any]:
     return {
         "name": name,
         "engine": engine,
@@ -128,16 +153,15 @@ def _tier(run: Run, number: int, name: str, engine: str) -> dict[str, Any]:
         "failures": level.failures,
         "coalescing_factor": _factor(level),
         "iops": _rate(level.rows_delivered, run.duration_s),
-        "latency_us": run.measurements.levels[number].summary_us(),
+        "latency_us": latency.summary_us(),
     }
 
 
-def _origin(run: Run) -> dict[str, Any] | None:
-    if run.settings.origin is None:
-        return None
-    level = run.counters.levels[-1]
+def _origin(
+    run: Run, level: LevelCounters, latency: LatencyHistogram, backend: str
+) -> dict[str, Any]:
     return {
-        "name": run.settings.origin.backend,
+        "name": backend,
         "lookups": level.lookups,
         "hits": level.hits,
         "failures": level.failures,
@@ -145,8 +169,29 @@ def _origin(run: Run) -> dict[str, Any] | None:
         "read_bytes": level.read_bytes,
         "coalescing_factor": _factor(level),
         "iops": _rate(level.rows_delivered, run.duration_s),
-        "latency_us": run.measurements.levels[-1].summary_us(),
+        "latency_us": latency.summary_us(),
     }
+
+
+def _models(settings: Settings) -> list[dict[str, Any]]:
+    """What stood for each level."""
+    models: list[tuple[str, DeviceModel]] = [
+        (tier.name, tier.model or default_model(tier.name)) for tier in settings.tiers
+    ]
+    if settings.origin is not None:
+        models.append(("origin", settings.origin.model or default_model("origin")))
+    return [
+        {
+            "level": name,
+            "preset": model.preset,
+            "devices": model.devices,
+            "latency_us": model.latency_s * 1e6,
+            "iops": model.iops * model.devices,
+            "bytes_per_s": model.bytes_per_s * model.devices,
+            "source": model_source(model),
+        }
+        for name, model in models
+    ]
 
 
 def _factor(level: LevelCounters) -> float | None:

@@ -116,11 +116,11 @@ async def _drive(
     verifier: Verifier | None,
     progress: Progress,
 ) -> Run:
-    counters = cache.driver.chain.counters
+    chain = cache.driver.chain
     series = Series(clock, settings.replay.series_interval_s, level_names(settings))
 
     def after_wave(finished: int) -> None:
-        series.observe(counters)
+        series.observe(chain.counters)
         progress(finished, workload.requests)
 
     waves = Waves(
@@ -143,7 +143,7 @@ async def _drive(
         if task is not None:
             task.uncancel()
     duration_s = (clock.now_ns() - start_ns) / 1e9
-    series.observe(counters, last=True)
+    series.observe(chain.counters, last=True)
     return Run(
         mode="simulate" if verifier is None else "replay",
         complete=complete,
@@ -151,7 +151,7 @@ async def _drive(
         settings=settings,
         engines=(),
         duration_s=duration_s,
-        counters=counters,
+        counters=chain.by_purpose,
         measurements=cache.driver.measurements,
         series=series,
         busy_s=None,

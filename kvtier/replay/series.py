@@ -8,12 +8,12 @@ from typing import Any
 from kvtier.chain import Counters
 from kvtier.clock import Clock
 
-POINTS_MAX = 4096
+POINTS_MAX = 512
 """When there are more, every second one before the last is dropped, and the interval doubles."""
 
 
 class Series:
-    """Demand reads and hits per level, counted per interval.
+    """Demand reads, and per level lookups, hits and deliveries, counted per interval.
 
     Args:
         clock: whose time the intervals are of.
@@ -27,7 +27,7 @@ class Series:
         self._interval_ns = max(1, round(interval_s * 1e9))
         self._levels = tuple(levels)
         self._points: list[tuple[int, ...]] = []
-        """Per point: ns since the start, reads, hits of each level, all counted from the start."""
+        """Per point: ns since the start, reads, and three counts of each level, since the start."""
 
     def observe(self, counters: Counters, *, last: bool = False) -> None:
         """Note the counts, if an interval has passed since the last point or the run has ended."""
@@ -35,23 +35,27 @@ class Series:
         previous_ns = self._points[-1][0] if self._points else 0
         if elapsed_ns - previous_ns < self._interval_ns and not (last and elapsed_ns > previous_ns):
             return
+        lookups = [level.lookups for level in counters.levels]
         hits = [level.hits for level in counters.levels]
-        self._points.append((elapsed_ns, counters.reads, *hits))
+        delivered = [level.rows_delivered for level in counters.levels]
+        self._points.append((elapsed_ns, counters.reads, *lookups, *hits, *delivered))
         if len(self._points) > POINTS_MAX:
             del self._points[-2::-2]
             self._interval_ns *= 2
 
     def to_dict(self) -> dict[str, Any]:
         """Arrays of equal length: the end of each interval, and what was counted in it."""
-        columns = list(zip(*self._points, strict=True)) or [()] * (2 + len(self._levels))
-        t_ns, reads, *hits = columns
+        count = len(self._levels)
+        columns = list(zip(*self._points, strict=True)) or [()] * (2 + 3 * count)
+        t_ns, reads = columns[:2]
+        by_level = [_differences(column) for column in columns[2:]]
         return {
             "interval_s": self._interval_ns / 1e9,
             "t_s": [t / 1e9 for t in t_ns],
             "reads": _differences(reads),
-            "hits": {
-                name: _differences(column) for name, column in zip(self._levels, hits, strict=True)
-            },
+            "lookups": dict(zip(self._levels, by_level[:count], strict=True)),
+            "hits": dict(zip(self._levels, by_level[count : 2 * count], strict=True)),
+            "delivered": dict(zip(self._levels, by_level[2 * count :], strict=True)),
         }
 
 

@@ -1,7 +1,8 @@
 """The default drive: waves, as a GPU works.
 
-Each round merges the next batch of every active request into one batch of the chain, and waits for
-it and its fills. No decision depends on time, so a replay and a simulation decide alike.
+Each round merges the next batch of every active request into one batch of the chain for each
+purpose, and waits for it and its fills. No decision depends on time, so a replay and a simulation
+decide alike.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from kvtier.cache import TieredCache
 from kvtier.errors import BackendError
-from kvtier.pages import U8, U64
+from kvtier.pages import U8, U64, Purpose
 from kvtier.replay.active import ActiveRequest, Reads, Step, Writes
 from kvtier.replay.payload import Verifier, pattern_pages
 
@@ -80,21 +81,25 @@ class Waves:
         self._after_wave(finished)
 
     async def _wave(self, steps: Sequence[Step]) -> None:
-        reads = [step.page_ids for step in steps if isinstance(step, Reads)]
-        if reads:
-            await self._read(np.concatenate(reads))
+        reads: dict[Purpose, list[U64]] = {purpose: [] for purpose in Purpose}
+        for step in steps:
+            if isinstance(step, Reads):
+                reads[step.purpose].append(step.page_ids)
+        for purpose, parts in reads.items():
+            if parts:
+                await self._read(np.concatenate(parts), purpose)
         writes = [step for step in steps if isinstance(step, Writes)]
         if writes:
             await self._write(writes)
 
-    async def _read(self, page_ids: U64) -> None:
+    async def _read(self, page_ids: U64, purpose: Purpose) -> None:
         for start in range(0, len(page_ids), self._batch_pages):
             part = page_ids[start : start + self._batch_pages]
             if self._verifier is None:
-                await self._cache.read_into(part, None)
+                await self._cache.read_into(part, None, purpose=purpose)
             else:
                 rows = self._buffer(len(part))
-                status = await self._cache.read_into(part, rows)
+                status = await self._cache.read_into(part, rows, purpose=purpose)
                 self._verifier.check(part, status, rows)
             # A fill under way would hold slots for a time that no two runs share.
             await self._cache.drain()

@@ -1,11 +1,11 @@
-"""The JSON result of a run, schema version 1, and the two sums that always hold.
+"""The JSON result of a run, schema version 1, and the sums that always hold.
 
 Later versions only add keys. Latencies are in us; ``None`` where nothing was measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal, TypedDict
 
 SCHEMA_VERSION: Final = 1
@@ -102,12 +102,29 @@ class Origin(TypedDict):
 
 
 class Series(TypedDict):
-    """Counts per interval, which ends at ``t_s``; ``hits`` by level."""
+    """Counts per interval, which ends at ``t_s``; all but ``reads`` by level.
+
+    ``delivered`` counts demand reads, folded and joined ones included; the others unique reads.
+    """
 
     interval_s: float
     t_s: list[float]
     reads: list[int]
+    lookups: dict[str, list[int]]
     hits: dict[str, list[int]]
+    delivered: dict[str, list[int]]
+
+
+class Model(TypedDict):
+    """The device that stood for a level in virtual time, all of its ``devices`` together."""
+
+    level: str
+    preset: str
+    devices: int
+    latency_us: float
+    iops: float
+    bytes_per_s: float
+    source: str
 
 
 class Verify(TypedDict):
@@ -115,10 +132,24 @@ class Verify(TypedDict):
     corrupt_pages: int
 
 
+class Part(TypedDict):
+    """The reads of one purpose. Rates are per second of the whole run, so they add up to its."""
+
+    demand: Demand
+    batches: Batches
+    coalescing: Coalescing
+    tiers: list[Tier]
+    origin: Origin | None
+
+
 class Result(TypedDict):
-    """One run. ``complete`` is false when it was interrupted; the sums hold all the same."""
+    """One run. ``complete`` is false when it was interrupted; the sums hold all the same.
+
+    ``by_purpose`` has ``prefix``, ``sparse`` and ``unstated``, as far as there were such reads.
+    """
 
     schema_version: Literal[1]
+    name: str
     mode: Literal["replay", "simulate"]
     complete: bool
     trace: Trace
@@ -133,6 +164,8 @@ class Result(TypedDict):
     coalescing: Coalescing
     tiers: list[Tier]
     origin: Origin | None
+    by_purpose: dict[str, Part]
+    models: list[Model] | None
     series: Series
     utilisation: dict[str, float] | None
     bottleneck: str | None
@@ -140,7 +173,7 @@ class Result(TypedDict):
 
 
 def sum_rules(result: Mapping[str, Any]) -> tuple[tuple[str, bool], ...]:
-    """The two sums of a result: each as a sentence with its numbers, and whether it holds."""
+    """The two sums of a result, or of a part of one: each as a sentence, and whether it holds."""
     demand, coalescing = result["demand"], result["coalescing"]
     origin = result["origin"] or {"hits": 0, "failures": 0}
     hits = sum(tier["hits"] for tier in result["tiers"])
@@ -161,6 +194,39 @@ def check_sums(result: Mapping[str, Any]) -> list[str]:
     """The rules that a result breaks, each as a sentence with its numbers; empty for a sound one.
 
     ``demand.reads = demand.unique + coalescing.folded``, and ``demand.unique`` = all tier hits +
-    ``coalescing.joined`` + origin hits + origin failures + ``demand.absent``.
+    ``coalescing.joined`` + origin hits + origin failures + ``demand.absent``. The same for the
+    reads of each purpose, whose counts add up to those of the whole.
     """
-    return [f"not so: {sentence}" for sentence, holds in sum_rules(result) if not holds]
+    rules = list(sum_rules(result))
+    parts: Mapping[str, Mapping[str, Any]] | None = result.get("by_purpose")
+    if parts is not None:  # an older version did not count by purpose
+        for purpose, part in parts.items():
+            rules += ((f"{purpose}: {sentence}", holds) for sentence, holds in sum_rules(part))
+        rules += _part_rules(result, parts)
+    return [f"not so: {sentence}" for sentence, holds in rules if not holds]
+
+
+def _part_rules(
+    result: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[str, bool]]:
+    """Each count that is kept by purpose is the sum of its parts."""
+    counts = [_counts(part) for part in parts.values()]
+    for name, whole in _counts(result).items():
+        shares = [part.get(name, 0) for part in counts]
+        terms = (f"{share:,} {purpose}" for share, purpose in zip(shares, parts, strict=True))
+        yield f"{whole:,} {name} = {' + '.join(terms) or 0}", whole == sum(shares)
+
+
+def _counts(part: Mapping[str, Any]) -> dict[str, int]:
+    """The counts that add up from purpose to purpose, by what they are called."""
+    levels = {tier["name"]: tier for tier in part["tiers"]}
+    if part["origin"] is not None:
+        levels["origin"] = part["origin"]
+    return {
+        "reads": part["demand"]["reads"],
+        "unique": part["demand"]["unique"],
+        "folded": part["coalescing"]["folded"],
+        "joined": part["coalescing"]["joined"],
+        **{f"{name} hits": level["hits"] for name, level in levels.items()},
+        **{f"{name} device reads": level["device_reads"] for name, level in levels.items()},
+    }

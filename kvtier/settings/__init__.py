@@ -7,7 +7,7 @@ held in bytes, seconds and bytes per second. Parts that do work are never in her
 from kvtier.settings.checks import validate
 from kvtier.settings.described import to_dict
 from kvtier.settings.machine import check_machine
-from kvtier.settings.presets import default_model
+from kvtier.settings.presets import MODEL_PRESETS, default_model, model_source
 from kvtier.settings.toml import default_settings, load_settings, parse_assignment
 from kvtier.settings.values import (
     ChainSettings,
@@ -23,6 +23,7 @@ from kvtier.settings.values import (
 )
 
 __all__ = [
+    "MODEL_PRESETS",
     "ChainSettings",
     "Device",
     "DeviceModel",
@@ -37,6 +38,7 @@ __all__ = [
     "default_model",
     "default_settings",
     "load_settings",
+    "model_source",
     "parse_assignment",
     "to_dict",
     "validate",

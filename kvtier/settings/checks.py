@@ -67,6 +67,12 @@ def _level_problems(settings: Settings) -> Iterator[Problem]:
             "tiers is empty and there is no origin: give one level at least, "
             "e.g. [tiers.dram] with capacity = '1 GiB'",
         )
+    if names and not settings.chain.coalesce:
+        yield Problem(
+            "chain.coalesce",
+            "chain.coalesce is false: a tier folds what it misses, so leave the tiers out "
+            f"(capacity 0), now {_listed(names)}",
+        )
     for name in names:
         if name not in TIER_ORDER:
             yield Problem(f"tiers.{name}", f"tiers.{name} is no tier: {_listed(TIER_ORDER)}")
@@ -107,6 +113,7 @@ def _model_problems(prefix: str, model: DeviceModel) -> Iterator[Problem]:
     yield from _outside(f"{prefix}.latency", model.latency_s, 0, 3600, format_seconds)
     yield from _outside(f"{prefix}.iops", model.iops, 1, 1e15)
     yield from _outside(f"{prefix}.bandwidth", model.bytes_per_s, 1, 1e18, format_rate)
+    yield from _outside(f"{prefix}.devices", model.devices, 1, 1_000_000)
 
 
 def _replay_problems(replay: ReplaySettings) -> Iterator[Problem]:
@@ -114,7 +121,7 @@ def _replay_problems(replay: ReplaySettings) -> Iterator[Problem]:
     yield from _outside("replay.pages_per_block", replay.pages_per_block, 0, _COUNT_MAX)
     yield from _outside("replay.verify_share", replay.verify_share, 0, 1)
     yield from _outside(
-        "replay.series_interval", replay.series_interval_s, 1e-3, 86_400, format_seconds
+        "replay.series_interval", replay.series_interval_s, 1e-6, 86_400, format_seconds
     )
 
 

@@ -18,8 +18,8 @@ from typing import Any, Final, Literal, TypeVar
 
 from kvtier.errors import SettingsError
 from kvtier.settings.checks import TIER_ORDER, find_problems
-from kvtier.settings.presets import DEFAULT_TOML
-from kvtier.settings.values import Settings, TierSettings
+from kvtier.settings.presets import DEFAULT_TOML, MODEL_PRESETS
+from kvtier.settings.values import DeviceModel, Settings, TierSettings
 from kvtier.units import parse_bytes, parse_rate, parse_seconds
 
 T = TypeVar("T")
@@ -151,8 +151,13 @@ class _Place:
         return self.refusal(f"unknown key {self.key}; {advice}")
 
 
-def _build(kind: type[T], table: object, place: _Place, **given: object) -> T:
-    """An instance of the dataclass ``kind``; fields in ``given`` are no keys of the table."""
+def _build(
+    kind: type[T], table: object, place: _Place, base: T | None = None, **given: object
+) -> T:
+    """An instance of the dataclass ``kind``, with the values of ``base`` where the table has none.
+
+    Fields in ``given`` are no keys of the table.
+    """
     if not isinstance(table, dict):
         raise place.wrong(table, "a table")
     assert dataclasses.is_dataclass(kind)
@@ -165,6 +170,8 @@ def _build(kind: type[T], table: object, place: _Place, **given: object) -> T:
             raise place.at(key).unknown(known)
         name = known[key].name
         values[name] = _convert(hints[name], name, value, place.at(key))
+    if base is not None:
+        return typing.cast("T", dataclasses.replace(typing.cast("Any", base), **values))
     for key, field in known.items():
         if key not in table and _is_required(field):
             raise place.refusal(f"{place.at(key).key} is missing: it has no default")
@@ -193,6 +200,8 @@ def _convert(hint: Any, name: str, value: object, place: _Place) -> object:
         if not isinstance(value, dict):
             raise place.wrong(value, "a table")
         return types.MappingProxyType(value)
+    if hint is DeviceModel:
+        return _build_model(value, place)
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast("type", hint), value, place)
     parse = _parser_of(name)
@@ -200,17 +209,26 @@ def _convert(hint: Any, name: str, value: object, place: _Place) -> object:
 
 
 def _build_tiers(table: object, place: _Place) -> tuple[TierSettings, ...]:
-    """The tiers in their order, whatever the order of their tables."""
+    """The tiers in their order, whatever the order of their tables; capacity 0 leaves one out."""
     if not isinstance(table, dict):
         raise place.wrong(table, "a table")
     for name in table:
         if name not in TIER_ORDER:
             raise place.at(name).unknown(TIER_ORDER)
-    return tuple(
+    tiers = (
         _build(TierSettings, table[name], place.at(name), name=name)
         for name in TIER_ORDER
         if name in table
     )
+    return tuple(tier for tier in tiers if tier.capacity_bytes)
+
+
+def _build_model(table: object, place: _Place) -> DeviceModel:
+    """A device model; its preset, if it names one, gives what it leaves out."""
+    if not isinstance(table, dict) or "preset" not in table:
+        return _build(DeviceModel, table, place)
+    name = _choose(tuple(MODEL_PRESETS), table["preset"], place.at("preset"))
+    return _build(DeviceModel, table, place, base=MODEL_PRESETS[name].model)
 
 
 def _parser_of(field_name: str) -> Callable[[object, str], int | float] | None:
@@ -234,7 +252,9 @@ def _choose(options: Sequence[str], value: object, place: _Place) -> str:
     for option in options:
         if value == option:
             return option
-    raise place.wrong(value, f"one of {', '.join(options)}")
+    near = difflib.get_close_matches(str(value), options, n=1)
+    advice = f"; did you mean {near[0]}?" if near else ""
+    raise place.wrong(value, f"one of {', '.join(options)}{advice}")
 
 
 def _scalar(hint: type, value: object, place: _Place) -> object:

@@ -24,11 +24,15 @@ class DeviceModel:
         latency_s: from the start of an operation until its bytes are usable, on an idle device.
         iops: operations started per second.
         bytes_per_s: bandwidth, decimal.
+        devices: so many alike share the load evenly, as striped drives do.
+        preset: where the figures come from; in TOML, the preset that gives those left out.
     """
 
     latency_s: float
     iops: float
     bytes_per_s: float
+    devices: int = 1
+    preset: str = "custom"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class TierSettings:
 
     Attributes:
         name: ``hbm``, ``dram`` or ``nvme``; tiers are searched in this order.
-        capacity_bytes: payload bytes; rounded down to whole sets.
+        capacity_bytes: payload bytes; rounded down to whole sets. In TOML, 0 leaves the tier out.
         ways: slots of a set: 8, 16 or 32.
         admit: share of missed pages that reserve a slot, 0 to 1; chosen by hash, so runs repeat.
         write: whether written objects are kept here.
@@ -93,6 +97,8 @@ class ChainSettings:
         device_batch_pages: pages of one staging buffer, so of one batch given to a device.
         staging_bytes: memory for pages on their way, all levels together.
         objects_max: objects that the directory remembers.
+        coalesce: False turns folding, joining and merging off, so that every demand read is a
+            device read of its own: what coalescing is measured against. Only without tiers.
     """
 
     batch_pages_max: int = 1 << 16
@@ -100,6 +106,7 @@ class ChainSettings:
     device_batch_pages: int = 256
     staging_bytes: int = 64 << 20
     objects_max: int = 1 << 20
+    coalesce: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +120,15 @@ class ReplaySettings:
             really move, and the full geometry in a simulation.
         model: the model preset that gives the geometry of a request trace.
         verify_share: share of delivered pages whose bytes are checked.
-        series_interval_s: seconds between two points of the report's series.
+        series_interval_s: seconds between two points of the report's series, at least; a long
+            run doubles it until the points are few enough.
     """
 
     concurrency: int = 64
     pages_per_block: int = 0
     model: str = "llama-3-8b"
     verify_share: float = 1 / 16
-    series_interval_s: float = 0.5
+    series_interval_s: float = 0.01
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,10 @@ def decisions(result: Mapping[str, Any]) -> dict[str, Any]:
         "coalescing": result["coalescing"],
         "writes": result["writes"],
         "demand": {k: result["demand"][k] for k in ("reads", "unique", "absent", "delivered")},
+        "by_purpose": {
+            name: {**part["coalescing"], "reads": part["demand"]["reads"]}
+            for name, part in result.get("by_purpose", {}).items()
+        },
     }
 
 
@@ -84,9 +88,17 @@ def trace(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         {"tiers": (TierSettings("hbm", MIB, ways=8, admit=0.5), TierSettings("nvme", 2 * MIB))},
         {"tiers": (TierSettings("nvme", 2 * MIB, direct=False, engine="aiofiles"),)},
         {"tiers": ()},
+        {"tiers": (), "chain": ChainSettings(coalesce=False)},
         {"seed": 99, "origin": OriginSettings("memory", merge_gap_pages=3, extent_pages_max=8)},
     ],
-    ids=["all-tiers", "half-admitted", "device-first", "origin-only", "merging-gaps"],
+    ids=[
+        "all-tiers",
+        "half-admitted",
+        "device-first",
+        "origin-only",
+        "coalescing-off",
+        "merging-gaps",
+    ],
 )
 def test_replay_and_simulate_take_the_same_decisions(trace: Path, changes: dict[str, Any]) -> None:
     settings = small(**changes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -38,13 +39,15 @@ def make_chain(
     inflight: int = 1 << 10,
     extent_pages: int = 4,
     gap: int = 0,
+    coalesce: bool = True,
 ) -> Chain:
-    rules = ExtentRules(gap, extent_pages, batch_pages, batch_pages)
+    rules = ExtentRules(gap, extent_pages if coalesce else 1, batch_pages, batch_pages)
     levels = [Level(name, name != "nvme", admit, True, rules) for name in tiers]
     settings = ChainSettings(
         inflight_pages_max=inflight,
         device_batch_pages=batch_pages,
         staging_bytes=buffers * batch_pages * PAGE_BYTES,
+        coalesce=coalesce,
     )
     last = Level("origin", False, 0.0, False, rules) if origin else None
     return Chain(levels, last, settings, PAGE_BYTES)
@@ -64,7 +67,7 @@ class Harness(ChainDriver):
         self.answers: dict[int, U64] = {}
         self.done: list[Read | Write] = []
 
-    def read(self, page_ids: list[int], **options: bool) -> Read:
+    def read(self, page_ids: list[int], **options: Any) -> Read:
         ids = np.array(page_ids, np.uint64)
         read, actions = self.chain.read(ids, **options)
         self.answers[read.epoch] = np.full(len(ids), GARBAGE)

@@ -7,7 +7,7 @@ import pytest
 from chain_harness import GARBAGE, Harness, make_chain
 
 from kvtier.errors import LimitError
-from kvtier.pages import PageState, PageStatus
+from kvtier.pages import PageState, PageStatus, Purpose
 
 
 def status(*values: PageStatus) -> np.ndarray:
@@ -377,3 +377,37 @@ def test_a_tier_that_admits_nothing_stays_empty_and_a_half_takes_about_half() ->
     half.read(list(range(1000)))
     half.end_all()
     assert 400 < np.count_nonzero(half.indexes[0].snapshot().states) < 600
+
+
+def test_without_coalescing_every_demand_read_is_a_device_read_of_its_own() -> None:
+    harness = Harness(make_chain((), coalesce=False))
+    first = harness.read([5, 6, 5, 7])
+    second = harness.read([6])
+    assert harness.chain.room_pages == (1 << 10) - 5
+    harness.end_all()
+    assert harness.answers[first.epoch].tolist() == [5, 6, 5, 7]
+    assert harness.answers[second.epoch].tolist() == [6]
+    total = harness.chain.counters
+    assert total.levels[0].device_reads == 5
+    assert (total.folded, total.joined, total.levels[0].merged_extents) == (0, 0, 0)
+    assert harness.chain.idle
+    assert harness.chain.room_pages == 1 << 10
+    check_sums(harness)
+
+
+def test_reads_are_counted_by_their_purpose() -> None:
+    harness = Harness(make_chain())
+    harness.read([0, 1, 2, 3], purpose=Purpose.PREFIX)
+    joined = harness.read([2, 9], purpose=Purpose.SPARSE)
+    harness.end_all()
+    harness.read([9, 9], purpose=Purpose.SPARSE)
+    prefix = harness.chain.by_purpose[Purpose.PREFIX]
+    sparse = harness.chain.by_purpose[Purpose.SPARSE]
+    assert (prefix.reads, prefix.joined, prefix.levels[3].device_reads) == (4, 0, 1)
+    assert (sparse.reads, sparse.joined, sparse.levels[3].device_reads) == (4, 1, 1)
+    assert (prefix.levels[0].hits, sparse.levels[0].hits) == (0, 2)
+    assert (prefix.levels[3].rows_asked, sparse.levels[3].rows_asked) == (4, 2)
+    assert harness.answers[joined.epoch].tolist() == [2, 9]
+    assert harness.chain.by_purpose[Purpose.UNSTATED].reads == 0
+    assert harness.chain.counters.reads == 8
+    check_sums(harness)

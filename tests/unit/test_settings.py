@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from kvtier.errors import SettingsError
 from kvtier.settings import (
+    MODEL_PRESETS,
     ChainSettings,
     DeviceModel,
     OriginSettings,
@@ -25,6 +27,7 @@ from kvtier.settings import (
     default_model,
     default_settings,
     load_settings,
+    model_source,
     parse_assignment,
     to_dict,
     validate,
@@ -53,6 +56,11 @@ write = "none"
 latency = "1 us"
 iops = 500_000_000
 bandwidth = "2 TB/s"
+devices = 2
+
+[tiers.nvme.model]
+preset = "gen6-nvme"
+latency = "70 us"
 
 [origin]
 backend = "tcp"
@@ -89,7 +97,7 @@ EVERY_SETTING = Settings(
     device="cpu",
     tiers=(
         TierSettings(
-            "hbm", 64 << 20, ways=8, admit=0.5, write="none", model=DeviceModel(1e-6, 5e8, 2e12)
+            "hbm", 64 << 20, ways=8, admit=0.5, write="none", model=DeviceModel(1e-6, 5e8, 2e12, 2)
         ),
         TierSettings(
             "nvme",
@@ -98,6 +106,7 @@ EVERY_SETTING = Settings(
             engine="aiofiles",
             queue_depth=64,
             direct=False,
+            model=DeviceModel(70e-6, 5.5e6, 28e9, preset="gen6-nvme"),
         ),
     ),
     origin=OriginSettings(
@@ -285,7 +294,7 @@ DRAM = '[tiers.dram]\ncapacity = "1 GiB"\n'
         ("replay.concurrency=0", "replay.concurrency is 0: it must be from 1"),
         ("replay.pages_per_block=-4", "replay.pages_per_block is -4: it must be from 0"),
         ("replay.verify_share=2", "replay.verify_share is 2.0: it must be from 0 to 1"),
-        ("replay.series_interval=0s", "replay.series_interval is 0 ns: it must be from 1 ms"),
+        ("replay.series_interval=0s", "replay.series_interval is 0 ns: it must be from 1 us"),
     ],
 )
 def test_a_value_out_of_range_is_refused(tmp_path: Path, override: str, message: str) -> None:
@@ -298,6 +307,44 @@ def test_a_model_out_of_range_is_refused(tmp_path: Path, key: str) -> None:
     values[key] = {"latency": "'2 h'", "iops": "0", "bandwidth": "'0 B/s'"}[key]
     model = "".join(f"{name} = {value}\n" for name, value in values.items())
     assert f"tiers.dram.model.{key} is" in _refusal(tmp_path, f"{DRAM}[tiers.dram.model]\n{model}")
+
+
+def test_an_unknown_preset_is_refused_with_the_nearest_one(tmp_path: Path) -> None:
+    text = f"{DRAM}[tiers.dram.model]\npreset = 'gen5-nmve'"
+    message = _refusal(tmp_path, text)
+    assert message.startswith("case.toml: tiers.dram.model.preset is 'gen5-nmve': it must be one")
+    assert message.endswith("did you mean gen5-nvme?")
+
+
+def test_a_preset_gives_what_a_model_leaves_out(tmp_path: Path) -> None:
+    settings = _load(tmp_path, DRAM, ["tiers.dram.model.preset=gen5-nvme"])
+    assert settings.tiers[0].model == MODEL_PRESETS["gen5-nvme"].model
+    settings = _load(
+        tmp_path, DRAM, ["tiers.dram.model.preset=gen5-nvme", "tiers.dram.model.devices=4"]
+    )
+    assert settings.tiers[0].model == replace(MODEL_PRESETS["gen5-nvme"].model, devices=4)
+
+
+def test_the_source_of_a_model_says_when_it_is_not_the_preset_alone() -> None:
+    preset = MODEL_PRESETS["gen5-nvme"]
+    assert model_source(replace(preset.model, devices=9)) == preset.source
+    assert model_source(replace(preset.model, iops=1.0)).startswith("given in the settings; what")
+    assert model_source(DeviceModel(1.0, 1.0, 1.0)) == "given in the settings"
+
+
+def test_a_tier_without_capacity_is_left_out(tmp_path: Path) -> None:
+    text = f"{DRAM}[origin]\nbackend = 'memory'"
+    assert _load(tmp_path, text, ["tiers.dram.capacity=0"]).tiers == ()
+    assert "tiers is empty" in _refusal(tmp_path, DRAM, ["tiers.dram.capacity=0"])
+
+
+def test_coalescing_is_turned_off_only_without_tiers(tmp_path: Path) -> None:
+    text = f"{DRAM}[origin]\nbackend = 'memory'"
+    off = "chain.coalesce=false"
+    assert not _load(tmp_path, text, ["tiers.dram.capacity=0", off]).chain.coalesce
+    assert _refusal(tmp_path, text, [off]).startswith(
+        "--set: chain.coalesce is false: a tier folds"
+    )
 
 
 def test_a_problem_between_settings_names_the_file_unless_it_was_set_by_hand(
@@ -419,6 +466,8 @@ def test_settings_are_described_as_json_under_their_field_names() -> None:
         "latency_s": 1e-6,
         "iops": 5e8,
         "bytes_per_s": 2e12,
+        "devices": 2,
+        "preset": "custom",
     }
     assert described["tiers"][1]["path"] == "cache.pages"
     assert described["origin"]["options"] == {"url": "tcp://127.0.0.1:7070"}
