@@ -52,6 +52,11 @@ class Purpose(enum.IntEnum):
     SPARSE = 2
     """Single pages chosen by what was read before: sparse attention, graph search. IOPS count."""
 
+    @property
+    def word(self) -> str:
+        """As files, reports and options have it."""
+        return self.name.lower()
+
 
 class PageState(enum.IntEnum):
     """What an index knows of a requested page, or of a slot."""

@@ -13,7 +13,6 @@ from kvtier.errors import TraceError
 from kvtier.pages import U32, U64, Purpose, expand_runs
 from kvtier.trace import READ, PageRequest, Request
 
-
 _PURPOSES = tuple(Purpose)
 
 

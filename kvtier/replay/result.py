@@ -78,7 +78,7 @@ def to_result(run: Run) -> dict[str, Any]:
         "tiers": whole["tiers"],
         "origin": whole["origin"],
         "by_purpose": {
-            purpose.name.lower(): _part(run, run.counters[purpose], run.measurements[purpose])
+            purpose.word: _part(run, run.counters[purpose], run.measurements[purpose])
             for purpose in Purpose
             if run.counters[purpose].reads
         },

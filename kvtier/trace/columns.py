@@ -63,6 +63,7 @@ class PageColumns:
     object: U32
     page: U32
     pages: U32
+    purpose: U8
 
     def __len__(self) -> int:
         return len(self.t_ns)
@@ -78,6 +79,7 @@ class PageColumns:
             self.object[cut],
             self.page[cut],
             self.pages[cut],
+            self.purpose[cut],
         )
 
 
@@ -93,4 +95,5 @@ def join_pages(parts: Sequence[PageColumns]) -> PageColumns:
         np.concatenate([part.object for part in parts]),
         np.concatenate([part.page for part in parts]),
         np.concatenate([part.pages for part in parts]),
+        np.concatenate([part.purpose for part in parts]),
     )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtier.pages import I64
+from kvtier.pages import I64, Purpose
 from kvtier.trace.arrow import load_pyarrow
 from kvtier.trace.columns import PageColumns, Place, RequestColumns
 
@@ -38,6 +38,10 @@ def decode_requests(batch: Any, place: Place) -> RequestColumns:
 
 def decode_pages(batch: Any, place: Place) -> PageColumns:
     """Columns of a ``pyarrow.RecordBatch``. Raises TraceError for nulls."""
+    if "purpose" in batch.schema.names:
+        purpose = decode_numbers(batch, "purpose", place)
+    else:
+        purpose = np.full(batch.num_rows, Purpose.UNSTATED, np.uint8)
     return PageColumns(
         t_ns=decode_numbers(batch, "t_ns", place),
         request=decode_numbers(batch, "request", place),
@@ -46,6 +50,7 @@ def decode_pages(batch: Any, place: Place) -> PageColumns:
         object=decode_numbers(batch, "object", place),
         page=decode_numbers(batch, "page", place),
         pages=decode_numbers(batch, "pages", place),
+        purpose=purpose,
     )
 
 

@@ -75,6 +75,7 @@ def gather_pages(requests: Sequence[PageRequest], place: Place) -> PageColumns:
         object=np.concatenate([request.objects for request in requests]),
         page=np.concatenate([request.pages for request in requests]),
         pages=np.concatenate([request.counts for request in requests]),
+        purpose=np.repeat(np.concatenate([request.purposes for request in requests]), batch_rows),
     )
 
 
@@ -84,9 +85,17 @@ def _batch_rows(request: PageRequest, place: Place) -> I64:
     if not 0 <= request.request <= _U32_MAX:
         raise TraceError(f"{where}: its number is not from 0 to {_U32_MAX}")
     batches = len(request.ends)
-    of_batches = ((request.t_ns, np.int64), (request.ops, np.uint8), (request.ends, np.int64))
+    of_batches = (
+        (request.t_ns, np.int64),
+        (request.ops, np.uint8),
+        (request.ends, np.int64),
+        (request.purposes, np.uint8),
+    )
     if any(array.dtype != dtype or array.shape != (batches,) for array, dtype in of_batches):
-        raise TraceError(f"{where}: t_ns, ops and ends must be equal rows of int64, uint8, int64")
+        raise TraceError(
+            f"{where}: t_ns, ops, ends and purposes must be equal rows of int64, uint8, int64 and "
+            "uint8"
+        )
     extents = len(request.objects)
     of_extents = (request.objects, request.pages, request.counts)
     if any(array.dtype != np.uint32 or array.shape != (extents,) for array in of_extents):
@@ -137,5 +146,6 @@ def encode_pages(columns: PageColumns, schema: Any) -> Any:
         pa.array(columns.object),
         pa.array(columns.page),
         pa.array(columns.pages),
+        pa.array(columns.purpose),
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)

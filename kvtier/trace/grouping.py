@@ -37,6 +37,7 @@ def _whole_requests(rows: PageColumns) -> Iterator[PageRequest]:
     batch_counts = np.diff(first_batches, append=len(batch_rows))
 
     t_ns, ops = rows.t_ns[batch_rows], rows.op[batch_rows]
+    purposes = rows.purpose[batch_rows]
     ends = np.append(batch_rows[1:], len(rows)) - np.repeat(first_rows, batch_counts)
     spans = zip(
         rows.request[first_rows].tolist(),
@@ -54,6 +55,7 @@ def _whole_requests(rows: PageColumns) -> Iterator[PageRequest]:
             rows.object[extents],
             rows.page[extents],
             rows.pages[extents],
+            purposes[batches],
         )
 
 

@@ -27,7 +27,7 @@ def import_trace(
     target: str | Path,
     *,
     licence: str = "not stated",
-    **options: int,
+    **options: int | str,
 ) -> TraceSummary:
     """Import a foreign trace; the target appears whole, or not at all.
 

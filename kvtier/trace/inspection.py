@@ -9,11 +9,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from kvtier.pages import U64
+from kvtier.pages import U64, Purpose
 from kvtier.trace.footprint import page_ids_of
 from kvtier.trace.metadata import TraceMetadata
 from kvtier.trace.reader import PageTrace, RequestTrace, open_trace
-from kvtier.trace.records import WRITE
+from kvtier.trace.records import READ
 from kvtier.trace.seen import SeenIds
 
 _OBJECTS_SHOWN: Final = 16
@@ -28,10 +28,11 @@ def inspect_trace(path: str | Path, limit: int | None = None) -> Mapping[str, An
         arrival), ``references`` and ``unique`` (blocks, or pages). Kind ``requests`` adds
         ``in_tokens``, ``out_tokens``, ``sessions``, ``models``, ``prefix_hits`` (blocks of leading
         runs that an endless cache would hold), ``prefix_hit_rate``, ``blocks_per_request``. Kind
-        ``page_io`` adds ``read_pages``, ``written_pages``, ``extents``, ``referenced_bytes``,
-        ``unique_bytes``, ``reuse`` (share of references to a page seen before),
-        ``pages_per_batch``, ``batches_per_request`` (each depends on the one before) and
-        ``pages_per_request``. A distribution is ``{mean, p50, p90, p99, max}``.
+        ``page_io`` adds ``read_pages``, ``written_pages``, ``purposes`` (pages read by purpose, of
+        those that occur), ``extents``, ``referenced_bytes``, ``unique_bytes``, ``reuse`` (share of
+        references to a page seen before), ``pages_per_batch``, ``batches_per_request`` (each
+        depends on the one before) and ``pages_per_request``. A distribution is
+        ``{mean, p50, p90, p99, max}``.
 
     Raises:
         TraceError: the trace is damaged or breaks a law of the schema.
@@ -112,7 +113,8 @@ def _page_facts(trace: PageTrace, limit: int | None) -> dict[str, Any]:
     per_batch: Counter[int] = Counter()
     per_request: Counter[int] = Counter()
     hops: Counter[int] = Counter()
-    references = written_pages = extents = first_ns = last_ns = 0
+    purposes = np.zeros(len(Purpose), np.int64)
+    references = extents = first_ns = last_ns = 0
     for request in trace.requests(limit):
         if not hops:
             first_ns = int(request.t_ns[0])
@@ -121,19 +123,24 @@ def _page_facts(trace: PageTrace, limit: int | None) -> dict[str, Any]:
             seen.add(ids)
         batch_pages = np.diff(request.page_ends(), prepend=0)
         pages = int(batch_pages.sum())
-        written_pages += int(batch_pages[request.ops == WRITE].sum())
+        reads = request.ops == READ
+        np.add.at(purposes, request.purposes[reads], batch_pages[reads])
         references += pages
         extents += len(request.objects)
         per_batch.update(batch_pages.tolist())
         per_request[pages] += 1
         hops[len(request.ends)] += 1
+    read_pages = int(purposes.sum())
     return {
         "requests_read": hops.total(),
         "duration_s": (last_ns - first_ns) / 1e9,
         "references": references,
         "unique": len(seen),
-        "read_pages": references - written_pages,
-        "written_pages": written_pages,
+        "read_pages": read_pages,
+        "written_pages": references - read_pages,
+        "purposes": {
+            purpose.word: int(purposes[purpose]) for purpose in Purpose if purposes[purpose]
+        },
         "extents": extents,
         "referenced_bytes": references * trace.page_bytes,
         "unique_bytes": len(seen) * trace.page_bytes,

@@ -7,13 +7,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtier.pages import I64, Bool
+from kvtier.pages import I64, Bool, Purpose
 from kvtier.trace.columns import PageColumns, Place, RequestColumns
 from kvtier.trace.metadata import TraceObject
 from kvtier.trace.records import NO_PARENT, READ, WRITE
 from kvtier.trace.schema import BLOCKS_PER_REQUEST_MAX, EXTENT_PAGES_MAX, ROWS_PER_REQUEST_MAX
 
 _U64_MAX: Final = np.uint64((1 << 64) - 1)
+_PURPOSES: Final = ", ".join(f"{purpose} ({purpose.word})" for purpose in Purpose)
 
 
 def _first(broken: Bool) -> int | None:
@@ -96,6 +97,7 @@ class PageLaws:
         self._request_rows = 0
         self._batch = 0
         self._op = READ
+        self._purpose: int = Purpose.UNSTATED
         self._t_ns = 0
 
     def check(self, columns: PageColumns, place: Place) -> None:
@@ -138,10 +140,16 @@ class PageLaws:
         if row is not None:
             what = f"{columns.op[row]}; it must be {READ} (read) or {WRITE} (write)"
             raise place.error(row, "op", what)
-        same_batch = ~starts & (columns.batch == before)
-        row = _first(same_batch & (columns.op != _before(columns.op, self._op)))
+        row = _first(columns.purpose > max(Purpose))
         if row is not None:
-            raise place.error(row, "op", "differs within a batch; begin a new batch")
+            what = f"{columns.purpose[row]}; it must be one of {_PURPOSES}"
+            raise place.error(row, "purpose", what)
+        same_batch = ~starts & (columns.batch == before)
+        constant = (("op", columns.op, self._op), ("purpose", columns.purpose, self._purpose))
+        for name, values, carried in constant:
+            row = _first(same_batch & (values != _before(values, carried)))
+            if row is not None:
+                raise place.error(row, name, "differs within a batch; begin a new batch")
 
     def _check_extents(self, columns: PageColumns, place: Place) -> None:
         row = _first(columns.object >= len(self._object_pages))
@@ -177,4 +185,5 @@ class PageLaws:
         self._request = int(columns.request[-1])
         self._batch = int(columns.batch[-1])
         self._op = int(columns.op[-1])
+        self._purpose = int(columns.purpose[-1])
         self._t_ns = int(columns.t_ns[-1])

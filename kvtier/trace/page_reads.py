@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from kvtier.errors import SettingsError, TraceError
-from kvtier.pages import I64, OBJECT_PAGES_MAX, PAGE_BYTES_DEFAULT, U32, check_page_bytes
+from kvtier.pages import I64, OBJECT_PAGES_MAX, PAGE_BYTES_DEFAULT, U32, Purpose, check_page_bytes
 from kvtier.trace.arrow import load_pyarrow
 from kvtier.trace.columns import PageColumns, Place
 from kvtier.trace.decode import decode_numbers
@@ -26,10 +26,11 @@ from kvtier.trace.metadata import TraceMetadata, TraceObject
 from kvtier.trace.parquet import open_parquet, stream_batches
 from kvtier.trace.records import READ
 from kvtier.trace.schema import EXTENT_PAGES_MAX
-from kvtier.trace.sources import SourceFile, check_option
+from kvtier.trace.sources import SourceFile, check_option, check_word
 from kvtier.trace.writer import TraceSummary, write_page_io
 
 _COLUMNS: Final = ("t_ns", "query", "batch", "offset", "length")
+_PURPOSES: Final = {purpose.word: purpose for purpose in Purpose}
 _BATCH_ROWS: Final = 1 << 14
 _U32_MAX: Final = (1 << 32) - 1
 _I64_MAX: Final = (1 << 63) - 1
@@ -41,6 +42,7 @@ def import_page_reads(
     *,
     page_bytes: int = PAGE_BYTES_DEFAULT,
     object_bytes: int = 0,
+    purpose: str = "unstated",
 ) -> TraceSummary:
     """Write recorded reads as kind ``page_io``, with one object, named like the source.
 
@@ -49,6 +51,7 @@ def import_page_reads(
         target: the trace to write.
         page_bytes: bytes of a page.
         object_bytes: length of the file that was read; 0 ends it after the last byte read.
+        purpose: what the reads were for: ``prefix``, ``sparse`` or ``unstated``.
 
     Raises:
         TraceError: the source is no such file, a row is malformed, time goes backwards, or the
@@ -56,6 +59,7 @@ def import_page_reads(
     """
     check_option("page_bytes", page_bytes, 1)
     check_option("object_bytes", object_bytes, 0)
+    check_word("purpose", purpose, list(_PURPOSES))
     try:
         check_page_bytes(page_bytes)
     except SettingsError as error:
@@ -72,7 +76,7 @@ def import_page_reads(
         source_sha256=source.sha256,
         provenance="imported by kvtier from recorded reads of one file (Parquet)",
     )
-    columns = _page_columns(source.path, page_bytes, objects)
+    columns = _page_columns(source.path, page_bytes, objects, _PURPOSES[purpose])
     return write_page_io(target, metadata, page_requests(columns))
 
 
@@ -100,7 +104,7 @@ def _last_page(path: Path, page_bytes: int) -> int:
 
 
 def _page_columns(
-    path: Path, page_bytes: int, objects: tuple[TraceObject, ...]
+    path: Path, page_bytes: int, objects: tuple[TraceObject, ...], purpose: Purpose
 ) -> Iterator[PageColumns]:
     numbering = _Numbering()
     laws = PageLaws(objects)
@@ -114,6 +118,7 @@ def _page_columns(
             object=np.zeros(len(first), np.uint32),
             page=first.astype(np.uint32),
             pages=count.astype(np.uint32),
+            purpose=np.full(len(first), purpose, np.uint8),
         )
         laws.check(columns, place)
         yield columns

@@ -53,6 +53,7 @@ class PageRequest:
         objects: u32[n], index into the trace's objects.
         pages: u32[n], the extent's first page inside the object.
         counts: u32[n], its pages, at least 1.
+        purposes: u8[b], what each batch's reads are for, a :class:`kvtier.pages.Purpose`.
     """
 
     request: int
@@ -62,6 +63,7 @@ class PageRequest:
     objects: U32
     pages: U32
     counts: U32
+    purposes: U8
 
     def page_ends(self) -> I64:
         """i64[b], where each batch ends among the request's pages, as ``ends`` among extents."""

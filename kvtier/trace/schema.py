@@ -48,11 +48,14 @@ COLUMNS: Final[Mapping[TraceKind, Mapping[str, str]]] = MappingProxyType(
                 "object": "uint32",
                 "page": "uint32",
                 "pages": "uint32",
+                "purpose": "uint8",
             }
         ),
     }
 )
 """Columns of each kind, with their Arrow types; ``text`` is a string, dictionary-coded or not."""
+OPTIONAL_COLUMNS: Final = frozenset({"purpose"})
+"""Columns that are always written, and need not be there to be read."""
 
 
 def arrow_schema(metadata: TraceMetadata) -> Any:
@@ -73,6 +76,8 @@ def arrow_schema(metadata: TraceMetadata) -> Any:
 def check_columns(schema: Any, kind: TraceKind) -> None:
     """Raise :class:`TraceError` unless a ``pyarrow.Schema`` has the columns of ``kind``."""
     for name, spec in COLUMNS[kind].items():
+        if name in OPTIONAL_COLUMNS and name not in schema.names:
+            continue
         if schema.names.count(name) != 1:
             what = "is missing" if name not in schema.names else "is there twice"
             raise TraceError(f"column {name} {what}; kind {kind!r} has {', '.join(COLUMNS[kind])}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,3 +44,9 @@ def check_option(name: str, value: object, least: int) -> None:
     """Raise :class:`TraceError` unless an import's option is a whole number, ``least`` or more."""
     if type(value) is not int or value < least:
         raise TraceError(f"option {name} is {value!r}; it must be a whole number, at least {least}")
+
+
+def check_word(name: str, value: object, words: Sequence[str]) -> None:
+    """Raise :class:`TraceError` unless an import's option is one of some words."""
+    if value not in words:
+        raise TraceError(f"option {name} is {value!r}; it must be one of {', '.join(words)}")

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kvtier.pages import Purpose
 from kvtier.trace import (
     NO_PARENT,
     READ,
@@ -28,6 +29,7 @@ class Batch(NamedTuple):
     op: int
     t_ns: int
     extents: list[tuple[int, int, int]]
+    purpose: int = Purpose.UNSTATED
 
 
 def page_request(number: int, *batches: Batch) -> PageRequest:
@@ -42,6 +44,7 @@ def page_request(number: int, *batches: Batch) -> PageRequest:
         objects=objects,
         pages=pages,
         counts=counts,
+        purposes=np.array([batch.purpose for batch in batches], np.uint8),
     )
 
 
@@ -51,9 +54,14 @@ def batches_of(request: PageRequest) -> list[Batch]:
     extents = list(zip(*(column.tolist() for column in columns), strict=True))
     ends = request.ends.tolist()
     return [
-        Batch(op, t_ns, extents[start:end])
-        for op, t_ns, start, end in zip(
-            request.ops.tolist(), request.t_ns.tolist(), [0, *ends[:-1]], ends, strict=True
+        Batch(op, t_ns, extents[start:end], purpose)
+        for op, t_ns, purpose, start, end in zip(
+            request.ops.tolist(),
+            request.t_ns.tolist(),
+            request.purposes.tolist(),
+            [0, *ends[:-1]],
+            ends,
+            strict=True,
         )
     ]
 

@@ -146,6 +146,21 @@ def test_a_column_of_a_wrong_type(tmp_path: Path) -> None:
     assert "column page has type int32, not uint32" in refusal(path)
 
 
+def test_an_optional_column_of_a_wrong_type(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    table = PAGE_TABLE.append_column("purpose", pa.array(["sparse"]))
+    write_table(path, metadata_fields(PAGE_IO), table)
+    assert "column purpose has type text, not uint8" in refusal(path)
+
+
+def test_an_optional_column_there_twice(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    purpose = pa.array([1], pa.uint8())
+    table = PAGE_TABLE.append_column("purpose", purpose).append_column("purpose", purpose)
+    write_table(path, metadata_fields(PAGE_IO), table)
+    assert "column purpose is there twice" in refusal(path)
+
+
 def test_columns_it_does_not_know_are_left_aside(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     table = PAGE_TABLE.append_column("colour", pa.array(["red"]))
@@ -259,11 +274,14 @@ def test_a_request_that_does_not_fit_is_named(
     [
         ({"request": -1}, "request -1: its number is not from 0"),
         ({"request": 1}, "row 0, column request: 1; number requests 0, 1, 2"),
-        ({"t_ns": np.zeros(0, np.int64)}, "request 0: t_ns, ops and ends must be equal rows"),
-        ({"t_ns": np.zeros(1, np.uint64)}, "request 0: t_ns, ops and ends must be equal rows"),
-        ({"ops": np.zeros(1, np.int64)}, "request 0: t_ns, ops and ends must be equal rows"),
-        ({"ends": np.ones((1, 1), np.int64)}, "request 0: t_ns, ops and ends must be equal rows"),
+        ({"t_ns": np.zeros(0, np.int64)}, "t_ns, ops, ends and purposes must be equal rows"),
+        ({"t_ns": np.zeros(1, np.uint64)}, "t_ns, ops, ends and purposes must be equal rows"),
+        ({"ops": np.zeros(1, np.int64)}, "t_ns, ops, ends and purposes must be equal rows"),
+        ({"ends": np.ones((1, 1), np.int64)}, "t_ns, ops, ends and purposes must be equal rows"),
         ({"ops": np.full(1, 2, np.uint8)}, "row 0, column op: 2; it must be 0"),
+        ({"purposes": np.zeros(1, np.int64)}, "t_ns, ops, ends and purposes must be equal rows"),
+        ({"purposes": np.zeros(2, np.uint8)}, "t_ns, ops, ends and purposes must be equal rows"),
+        ({"purposes": np.full(1, 3, np.uint8)}, "row 0, column purpose: 3; it must be one of 0"),
         ({"ends": np.full(1, 2, np.int64)}, "ends must ascend up to 1, its extents"),
         ({"ends": np.zeros(1, np.int64)}, "ends must ascend up to 1, its extents"),
         ({"pages": np.zeros(1, np.int64)}, "objects, pages and counts must be equal rows of u"),

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_traces import Batch, page_request
 
+from kvtier.pages import Purpose
 from kvtier.trace import (
     READ,
     WRITE,
@@ -71,7 +72,11 @@ def request_trace(tmp_path: Path) -> Path:
 @pytest.fixture
 def page_trace(tmp_path: Path) -> Path:
     requests = [
-        page_request(0, Batch(READ, 0, [(0, 5, 3)]), Batch(READ, 9, [(1, 5, 3), (0, 7, 2)])),
+        page_request(
+            0,
+            Batch(READ, 0, [(0, 5, 3)], Purpose.PREFIX),
+            Batch(READ, 9, [(1, 5, 3), (0, 7, 2)], Purpose.SPARSE),
+        ),
         page_request(1, Batch(WRITE, 5, [(0, 5, 1)])),
     ]
     write_page_io(tmp_path / "p.parquet", PAGE_IO, requests)
@@ -103,6 +108,7 @@ def test_facts_of_requests(request_trace: Path) -> None:
 def test_facts_of_page_io(page_trace: Path) -> None:
     facts = inspect_trace(page_trace)
     assert (facts["read_pages"], facts["written_pages"], facts["extents"]) == (8, 1, 4)
+    assert facts["purposes"] == {"prefix": 3, "sparse": 5}
     assert facts["unique_bytes"] == 7 * 512
     assert facts["reuse"] == 2 / 9
     assert facts["batches_per_request"]["max"] == 2
@@ -137,6 +143,7 @@ def test_a_request_beyond_any_memory_comes_in_bounded_arrays() -> None:
         objects=np.zeros(million, np.uint32),
         pages=np.zeros(million, np.uint32),
         counts=np.full(million, million, np.uint32),
+        purposes=np.zeros(1, np.uint8),
     )
     assert request.page_ends().tolist() == [1 << 40]
     sizes = [len(ids) for ids in islice(page_ids_of(request), 3)]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvtier.pages import U32
+from kvtier.pages import U32, Purpose
 from kvtier.trace import PageRequest, PageTrace, inspect_trace, open_trace
 
 SAMPLE = Path(__file__).parents[2] / "traces" / "kv-sample.parquet"
@@ -30,9 +30,9 @@ def turns(trace: PageTrace) -> list[PageRequest]:
 
 
 def prefix_load(turn: PageRequest) -> U32:
-    """The objects that a turn loads at admission: batch 0, where its extents are whole objects."""
+    """The objects that a turn loads at admission: all of batch 0, where that is its purpose."""
     loaded = turn.objects[: turn.ends[0]]
-    return loaded if turn.counts[0] == BLOCK_PAGES else loaded[:0]
+    return loaded if turn.purposes[0] == Purpose.PREFIX else loaded[:0]
 
 
 def sparse_reads(turn: PageRequest) -> tuple[U32, U32]:
@@ -55,15 +55,21 @@ def test_the_kv_sample_is_what_was_recorded() -> None:
     assert (facts["requests"], facts["requests_read"]) == (48, 48)
     assert (facts["references"], facts["unique"]) == (197_808, 15_412)
     assert facts["written_pages"] == 0
+    assert facts["purposes"] == {"prefix": 76_848, "sparse": 120_960}
 
 
-def test_prefix_loads_and_sparse_reads_can_be_told_apart(turns: list[PageRequest]) -> None:
-    loads = [prefix_load(turn) for turn in turns]
-    assert sum(len(load) * BLOCK_PAGES for load in loads) == 76_848
-    assert sum(len(load) > 0 for load in loads) == 47  # all but the first turn
-    for turn, load in zip(turns, loads, strict=True):
-        assert (turn.counts[: len(load)] == BLOCK_PAGES).all()
-        assert (turn.counts[len(load) :] == 1).all()
+def test_every_turn_but_the_first_begins_with_its_prefix_load(turns: list[PageRequest]) -> None:
+    assert [int(turn.purposes[0]) for turn in turns] == [Purpose.SPARSE] + [Purpose.PREFIX] * 47
+    assert all((turn.purposes[1:] == Purpose.SPARSE).all() for turn in turns)
+
+
+def test_prefix_loads_read_whole_blocks_and_sparse_reads_single_pages(
+    turns: list[PageRequest],
+) -> None:
+    for turn in turns:
+        loaded = len(prefix_load(turn))
+        assert (turn.counts[:loaded] == BLOCK_PAGES).all()
+        assert (turn.counts[loaded:] == 1).all()
 
 
 def test_a_prefix_load_reads_no_block_twice(turns: list[PageRequest]) -> None:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kvtier.errors import TraceError
+from kvtier.pages import Purpose
 from kvtier.trace import TraceMetadata, TraceObject, open_trace
 from kvtier.trace.metadata import encode_metadata
 from kvtier.trace.schema import BLOCKS_PER_REQUEST_MAX, EXTENT_PAGES_MAX
@@ -42,6 +43,7 @@ PAGE_TYPES = {
     "object": pa.uint32(),
     "page": pa.uint32(),
     "pages": pa.uint32(),
+    "purpose": pa.uint8(),
 }
 
 
@@ -68,6 +70,7 @@ def page_columns() -> dict[str, list[Any]]:
         "object": [0, 1, 0, 0],
         "page": [9, 0, 0, 2],
         "pages": [1, 5, 10, 1],
+        "purpose": [1, 1, 0, 2],
     }
 
 
@@ -163,6 +166,14 @@ def test_a_request_without_blocks_is_named(tmp_path: Path) -> None:
         ("batch", 1, 3, "row 2, column batch: 2 is less than 3"),
         ("op", 0, 2, r"row 0, column op: 2; it must be 0 \(read\) or 1 \(write\)"),
         ("op", 1, 1, "row 1, column op: differs within a batch"),
+        (
+            "purpose",
+            3,
+            3,
+            r"row 3, column purpose: 3; .* 0 \(unstated\), 1 \(prefix\), 2 \(sparse\)",
+        ),
+        ("purpose", 1, 2, "row 1, column purpose: differs within a batch; begin a new batch"),
+        ("purpose", 2, None, "row 2, column purpose: is null"),
         ("object", 3, 2, "row 3, column object: 2; the file's table has 2 objects"),
         ("pages", 3, 0, "row 3, column pages: 0; a row has 1 to 1048576 pages"),
         ("pages", 1, EXTENT_PAGES_MAX + 1, "row 1, column pages: 1048577"),
@@ -191,11 +202,39 @@ def test_laws_hold_across_the_batches_of_a_long_file(tmp_path: Path) -> None:
         "object": np.zeros(rows, np.uint32),
         "page": np.zeros(rows, np.uint32),
         "pages": np.ones(rows, np.uint32),
+        "purpose": np.zeros(rows, np.uint8),
     }
     columns["batch"][16_384:] -= 2  # where a new batch of rows begins
     write(tmp_path / "t.parquet", PAGE_IO, columns, PAGE_TYPES, row_group_size=7000)
     with pytest.raises(TraceError, match="row 16384, column batch: 16382 is less than 16383"):
         list(open_trace(tmp_path / "t.parquet").requests())
+
+
+def test_a_purpose_that_changes_where_a_batch_is_cut_is_named(tmp_path: Path) -> None:
+    rows = 40_000
+    columns: dict[str, Any] = {
+        "t_ns": np.zeros(rows, np.int64),
+        "request": np.zeros(rows, np.uint32),
+        "batch": np.zeros(rows, np.uint32),
+        "op": np.zeros(rows, np.uint8),
+        "object": np.zeros(rows, np.uint32),
+        "page": np.zeros(rows, np.uint32),
+        "pages": np.ones(rows, np.uint32),
+        "purpose": np.ones(rows, np.uint8),
+    }
+    columns["purpose"][16_384:] = 0  # where a new batch of rows begins
+    write(tmp_path / "t.parquet", PAGE_IO, columns, PAGE_TYPES, row_group_size=7000)
+    with pytest.raises(TraceError, match="row 16384, column purpose: differs within a batch"):
+        list(open_trace(tmp_path / "t.parquet").requests())
+
+
+def test_reads_of_a_file_without_purposes_are_unstated(tmp_path: Path) -> None:
+    types = {name: kind for name, kind in PAGE_TYPES.items() if name != "purpose"}
+    write(tmp_path / "t.parquet", PAGE_IO, page_columns(), types)
+    requests = open_trace(tmp_path / "t.parquet").requests()
+    purposes = [request.purposes for request in requests]
+    assert [array.tolist() for array in purposes] == [[Purpose.UNSTATED] * 2, [Purpose.UNSTATED]]
+    assert {array.dtype for array in purposes} == {np.dtype(np.uint8)}
 
 
 def test_a_request_with_too_many_rows_is_refused(

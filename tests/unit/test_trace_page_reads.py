@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from small_traces import batches_of
 
 from kvtier.errors import TraceError
+from kvtier.pages import Purpose
 from kvtier.trace import PageRequest, PageTrace, TraceObject, import_trace, open_trace
 
 TYPES = {
@@ -41,7 +42,7 @@ def write(path: Path, values: dict[str, Any], types: dict[str, pa.DataType] | No
     return path
 
 
-def imported(folder: Path, values: dict[str, Any], **options: int) -> PageTrace:
+def imported(folder: Path, values: dict[str, Any], **options: int | str) -> PageTrace:
     source = write(folder / "index.parquet", values)
     import_trace("page-reads", source, folder / "t.parquet", **options)
     trace = open_trace(folder / "t.parquet")
@@ -80,6 +81,28 @@ def test_pages_may_have_another_size(tmp_path: Path) -> None:
     trace = imported(tmp_path, columns(), page_bytes=512)
     assert trace.page_bytes == 512
     assert extents(list(trace.requests()))[0] == [[(8, 8)], [(0, 1), (16, 16)]]
+
+
+def purposes(trace: PageTrace) -> set[int]:
+    return {purpose for request in trace.requests() for purpose in request.purposes.tolist()}
+
+
+def test_the_purpose_of_the_reads_is_unstated(tmp_path: Path) -> None:
+    assert purposes(imported(tmp_path, columns())) == {Purpose.UNSTATED}
+
+
+@pytest.mark.parametrize("purpose", Purpose)
+def test_the_purpose_of_the_reads_may_be_stated(tmp_path: Path, purpose: Purpose) -> None:
+    trace = imported(tmp_path, columns(), purpose=purpose.word)
+    assert purposes(trace) == {purpose}
+
+
+@pytest.mark.parametrize("word", ["Sparse", "decode", "", 2])
+def test_another_purpose_is_refused(tmp_path: Path, word: int | str) -> None:
+    message = f"option purpose is {word!r}; it must be one of unstated, prefix, sparse"
+    with pytest.raises(TraceError, match=message):
+        imported(tmp_path, columns(), purpose=word)
+    assert [path.name for path in tmp_path.iterdir()] == ["index.parquet"]
 
 
 @settings(deadline=None, max_examples=200)

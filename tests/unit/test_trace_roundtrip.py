@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from small_traces import Batch, batches_of, page_request
 
 from kvtier.errors import TraceError
-from kvtier.pages import expand_runs
+from kvtier.pages import Purpose, expand_runs
 from kvtier.trace import (
     READ,
     WRITE,
@@ -75,7 +75,8 @@ def page_batches(draw: st.DrawFn, t_ns: int) -> Batch:
         page = draw(st.integers(0, OBJECTS[index].pages - 1))
         count = draw(st.integers(1, min(OBJECTS[index].pages - page, 1 << 20)))
         extents.append((index, page, count))
-    return Batch(draw(st.sampled_from([READ, WRITE])), t_ns, extents)
+    op, purpose = draw(st.sampled_from([READ, WRITE])), draw(st.sampled_from(Purpose))
+    return Batch(op, t_ns, extents, purpose)
 
 
 @st.composite
@@ -142,7 +143,11 @@ def test_requests_are_the_same_however_their_rows_are_cut(
 def test_a_request_that_spans_reading_batches_stays_whole(tmp_path: Path) -> None:
     sizes = [5, 20_000, 1, 40_000, 3]
     requests = [
-        page_request(number, batch_of(size, t_ns=number), batch_of(size, t_ns=number))
+        page_request(
+            number,
+            batch_of(size, number, Purpose.PREFIX),
+            batch_of(size, number, Purpose.SPARSE),
+        )
         for number, size in enumerate(sizes)
     ]
     metadata = TraceMetadata(
@@ -155,8 +160,8 @@ def test_a_request_that_spans_reading_batches_stays_whole(tmp_path: Path) -> Non
         assert batches_of(after) == batches_of(before)
 
 
-def batch_of(size: int, t_ns: int) -> Batch:
-    return Batch(READ, t_ns, [(0, page, 1) for page in range(size)])
+def batch_of(size: int, t_ns: int, purpose: Purpose) -> Batch:
+    return Batch(READ, t_ns, [(0, page, 1) for page in range(size)], purpose)
 
 
 def test_a_limit_reads_the_first_requests_only(tmp_path: Path) -> None:

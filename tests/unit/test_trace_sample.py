@@ -23,6 +23,7 @@ def test_the_sample_is_what_was_recorded() -> None:
     assert (facts["requests"], facts["requests_read"]) == (1500, 1500)
     assert (facts["references"], facts["unique"]) == (110_791, 19_745)
     assert facts["written_pages"] == 0
+    assert facts["purposes"] == {"sparse": 110_791}
     assert facts["pages_per_batch"]["max"] == 4
 
 

@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 from passages import Corpus, embed, read_corpus
 
+from kvtier.pages import Purpose
 from kvtier.trace import (
     READ,
     PageRequest,
@@ -205,6 +206,7 @@ def page_requests(walks: list[Walk]) -> Iterator[PageRequest]:
             objects=np.zeros_like(pages),
             pages=pages,
             counts=np.ones_like(pages),
+            purposes=np.full(hops, Purpose.SPARSE, np.uint8),
         )
 
 

@@ -33,6 +33,7 @@ from kv_serving import BLOCK_TOKENS, PAGE_BYTES, Batch, Choice, Sequence, Server
 from kv_text import I64, Tokenizer, read_library
 from kv_training import Training, train
 
+from kvtier.pages import Purpose
 from kvtier.trace import READ, PageRequest, TraceMetadata, TraceObject, write_page_io
 
 SHAPE = Shape()
@@ -114,8 +115,10 @@ def page_requests(served: list[Served]) -> Iterator[PageRequest]:
     begun_ns = 0
     for number, turn in enumerate(served):
         t_ns = begun_ns + PREFILL_NS + LAYER_NS * np.arange(len(turn.batches), dtype=np.int64)
+        purposes = np.full(len(t_ns), Purpose.SPARSE, np.uint8)
         if turn.loaded:
             t_ns = np.concatenate(([begun_ns], t_ns[:-1]))
+            purposes[0] = Purpose.PREFIX
         begun_ns = int(t_ns[-1]) + LAYER_NS
         blocks, pages, counts = (
             np.concatenate([getattr(batch, side) for batch in turn.batches]).astype(np.uint32)
@@ -129,6 +132,7 @@ def page_requests(served: list[Served]) -> Iterator[PageRequest]:
             objects=blocks,
             pages=pages,
             counts=counts,
+            purposes=purposes,
         )
 
 
