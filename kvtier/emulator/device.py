@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from kvtier.emulator.station import Work
 from kvtier.settings import DeviceModel
 
 _NS_PER_S: Final = 1_000_000_000
@@ -26,9 +27,10 @@ class ModelledDevice:
         self._free_ns = 0
         self.busy_ns = 0
 
-    def serve(self, now_ns: int, operations: int, size_bytes: int) -> int:
+    def serve(self, now_ns: int, work: Work) -> int:
         """Queue a batch at ``now_ns``; returns when its bytes are usable, in ns."""
-        service_ns = round(max(operations * self._ns_per_operation, size_bytes * self._ns_per_byte))
+        by_count = work.operations * self._ns_per_operation
+        service_ns = round(max(by_count, work.size_bytes * self._ns_per_byte))
         self._free_ns = max(now_ns, self._free_ns) + service_ns
         self.busy_ns += service_ns
         return self._free_ns + self._latency_ns

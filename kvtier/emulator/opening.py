@@ -10,6 +10,8 @@ from kvtier.directory import ObjectDirectory
 from kvtier.emulator.device import ModelledDevice
 from kvtier.emulator.driver import VirtualDriver
 from kvtier.emulator.origin import ModelledOrigin
+from kvtier.emulator.station import Route
+from kvtier.emulator.timeline import Timeline
 from kvtier.index import create_index
 from kvtier.settings import Settings, default_model, validate
 
@@ -42,11 +44,11 @@ def open_emulator(
     driver = VirtualDriver(
         build_chain(settings),
         indexes,
-        [ModelledDevice(model) for model in models],
+        [Route((ModelledDevice(model),)) for model in models],
         directory,
         settings.page_bytes,
-        clock,
+        Timeline(clock),
     )
     if settings.origin is None:
         return driver, None
-    return driver, ModelledOrigin(objects, driver, settings.page_bytes)
+    return driver, ModelledOrigin(objects, driver)

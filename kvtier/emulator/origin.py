@@ -17,15 +17,11 @@ class ModelledOrigin:
     Args:
         objects: pages of each key that exists from the start.
         driver: lets time pass while objects are put.
-        page_bytes: bytes of a page.
     """
 
-    def __init__(
-        self, objects: Mapping[bytes, int], driver: VirtualDriver, page_bytes: int
-    ) -> None:
+    def __init__(self, objects: Mapping[bytes, int], driver: VirtualDriver) -> None:
         self._objects = {key: (pages, 1) for key, pages in objects.items()}
         self._driver = driver
-        self._page_bytes = page_bytes
         self._version = 1
 
     async def stat(self, keys: Sequence[bytes]) -> ObjectStats:
@@ -41,8 +37,7 @@ class ModelledOrigin:
         self._version += 1
         for key, pages in zip(batch.keys, batch.page_counts.tolist(), strict=True):
             self._objects[key] = (pages, self._version)
-        size_bytes = int(batch.page_counts.sum()) * self._page_bytes
-        self._driver.spend(len(self._driver.devices) - 1, len(batch), size_bytes)
+        self._driver.put(batch.page_counts.astype(np.int64))
         versions = np.full(len(batch), self._version, np.uint64)
         return PutResult(np.full(len(batch), PageStatus.OK, np.uint8), versions)
 

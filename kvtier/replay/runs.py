@@ -103,7 +103,9 @@ async def _simulate(
         replace(
             run,
             engines=["modelled"] * len(settings.tiers),
-            busy_s=[device.busy_ns / 1e9 for device in driver.devices],
+            busy_s=[
+                max(station.busy_ns for station in route.stations) / 1e9 for route in driver.routes
+            ],
         )
     )
 

@@ -1,0 +1,71 @@
+"""What serves operations in virtual time: drives, memories, links; and the way through several."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from kvtier.emulator.timeline import Event, Timeline
+from kvtier.pages import I64, U64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """Operations that reach a station together.
+
+    Attributes:
+        locations: u64[n] or i64[n], the first page of each: a PageId at an origin, else a slot.
+        pages: i64[n], pages of each; None: one.
+        page_bytes: bytes of a page.
+        is_write: they bring pages to the device.
+    """
+
+    locations: U64 | I64
+    pages: I64 | None
+    page_bytes: int
+    is_write: bool
+
+    @property
+    def operations(self) -> int:
+        return len(self.locations)
+
+    @property
+    def size_bytes(self) -> int:
+        pages = len(self.locations) if self.pages is None else int(self.pages.sum())
+        return pages * self.page_bytes
+
+
+class Station(Protocol):
+    """Serves work in the order in which it comes; calls have non-decreasing times."""
+
+    @property
+    def busy_ns(self) -> int:
+        """Time that it was occupied, all its servers taken together as one."""
+        ...
+
+    def serve(self, now_ns: int, work: Work) -> int:
+        """Queue work at ``now_ns``; returns when the last of it is done, in ns."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The stations that a level's pages pass, in the order in which a read does.
+
+    A write passes them the other way round.
+    """
+
+    stations: tuple[Station, ...]
+
+    def travel(self, timeline: Timeline, work: Work, arrived: Event) -> None:
+        """Send work from now on through every station, and then let ``arrived`` happen."""
+        stations = self.stations[::-1] if work.is_write else self.stations
+
+        def pass_on(number: int) -> None:
+            if number == len(stations):
+                arrived()
+                return
+            end_ns = stations[number].serve(timeline.now_ns, work)
+            timeline.at(end_ns, lambda: pass_on(number + 1))
+
+        pass_on(0)
