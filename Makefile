@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
-TRACE ?= traces/sample.parquet
+# The extra that speaks to the GPU, where the NVIDIA driver answers.
+CUDA := $(shell nvidia-smi 2>/dev/null | sed -nE 's/.*CUDA.* Version: (12|13)\..*/,cuda\1/p')
 
 .PHONY: help demo test test-lowest soak check format bench clean
 .DEFAULT_GOAL := help
@@ -15,19 +16,19 @@ help: ## this list
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/base: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
-	@touch $@
-
 $(VENV)/test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
-	@touch $@ $(VENV)/base
+	@touch $@
 
 $(VENV)/check: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,check]'
-	@touch $@ $(VENV)/base $(VENV)/test
+	@touch $@ $(VENV)/test
 
-demo: $(VENV)/base ## replay and simulate the sample trace (TRACE=mine.parquet for another)
+$(VENV)/demo: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[report$(CUDA)]'
+	@touch $@
+
+demo: $(VENV)/demo ## what cache and coalescing bring, on both samples (TRACE=mine.parquet: on yours)
 	$(BIN)/python examples/demo.py $(TRACE)
 
 test: $(VENV)/test ## the whole test suite

@@ -98,12 +98,13 @@ class InflightTable:
                 f"carrier {carrier} with {page_ids.size} page_ids and {positions.size} positions: "
                 "the carrier must be 0 or more, and each page needs one position"
             )
-        absent = _count_absent(self._table, page_ids)
-        if absent > self.free:
-            raise LimitError(
-                f"{absent} more pages in flight, but the table of {self._capacity} has room for "
-                f"{self.free}: wait for fetches to end, or raise its capacity"
-            )
+        if page_ids.size > self.free:
+            absent = _count_absent(self._table, page_ids)
+            if absent > self.free:
+                raise LimitError(
+                    f"{absent} more pages in flight, but the table of {self._capacity} has room "
+                    f"for {self.free}: wait for fetches to end, or raise its capacity"
+                )
         self._count += _assign_all(self._table, page_ids, carrier, positions)
 
     def remove(self, page_ids: U64) -> None:
@@ -125,6 +126,7 @@ class InflightTable:
         none = np.empty(0, np.uint64)
         self.find(none)
         self.assign(none, 0, np.empty(0, np.int64))
+        _count_absent(self._table, none)
         self.remove(none)
 
 

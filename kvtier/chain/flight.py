@@ -108,14 +108,33 @@ class Waiter:
 
 
 @dataclass(slots=True, eq=False)
+class TakeOff:
+    """Pages that took off together, whichever flights have them now.
+
+    Attributes:
+        number: of the flight that took off.
+        pages_left: pages that have not landed.
+        numbers: i64[m], the flight that has each page now.
+        positions: i64[m], its position there.
+    """
+
+    number: int
+    pages_left: int
+    numbers: I64
+    positions: I64
+
+
+@dataclass(slots=True, eq=False)
 class Flight:
     """Pages that are being looked for or fetched together, and who waits for them.
 
     Attributes:
-        number: its name in the in-flight table.
+        number: its name.
         epoch: held until the flight has ended, so that no slot it uses is reused.
         page_ids: u64[m].
         fills: per level above the source, i64[m]: the slot reserved for each page, or -1.
+        take_off: what its pages took off with.
+        spots: i64[m], where each page stands there.
         source: the level that has the pages, -1 while unknown.
         slots: i64[m], where the pages are in a source that is a tier.
         extents, rows: what its device is asked for, and i64[m], the buffer row of each page.
@@ -131,6 +150,8 @@ class Flight:
     page_ids: U64
     fills: list[I64]
     waiters: list[Waiter]
+    take_off: TakeOff
+    spots: I64
     source: int = -1
     slots: I64 = field(default_factory=lambda: NO_ROWS)
     rows: I64 = field(default_factory=lambda: NO_ROWS)
@@ -152,6 +173,8 @@ class Flight:
             page_ids=self.page_ids[pages],
             fills=[slots[pages] for slots in self.fills],
             waiters=waiters,
+            take_off=self.take_off,
+            spots=self.spots[pages],
             source=self.source,
             slots=self.slots[pages] if len(self.slots) else NO_ROWS,
             rows=self.rows[pages] if len(self.rows) else NO_ROWS,

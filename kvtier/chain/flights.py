@@ -7,13 +7,16 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from kvtier.chain.epochs import Epochs
-from kvtier.chain.flight import Flight, Waiter, group
+from kvtier.chain.flight import Flight, TakeOff, Waiter, group
 from kvtier.inflight import InflightTable
 from kvtier.pages import I64, U64
 
 
 class Flights:
     """Takes pages into flight, divides flights, lands them; each holds its epoch.
+
+    The table knows with what a page took off, and that knows the flight that has it now: dividing
+    a flight leaves the table as it is.
 
     Args:
         pages_max: pages in flight at once.
@@ -24,6 +27,7 @@ class Flights:
         self._table = InflightTable(pages_max)
         self._epochs = epochs
         self._by_number: dict[int, Flight] = {}
+        self._take_offs: dict[int, TakeOff] = {}
         self._last_number = 0
         self._lone_pages = 0
 
@@ -37,7 +41,15 @@ class Flights:
 
     def find(self, page_ids: U64) -> tuple[I64, I64]:
         """Number of the flight that carries each page, and its position there; -1 for none."""
-        return self._table.find(page_ids)
+        numbers, positions = self._table.find(page_ids)
+        if self._take_offs:
+            for number, chosen in group(numbers):
+                if number >= 0:
+                    spots = positions[chosen]
+                    take_off = self._take_offs[number]
+                    numbers[chosen] = take_off.numbers[spots]
+                    positions[chosen] = take_off.positions[spots]
+        return numbers, positions
 
     def grouped(self, numbers: I64) -> Iterator[tuple[Flight, I64]]:
         """Each flight of which the number occurs, with the indices at which it does."""
@@ -51,7 +63,15 @@ class Flights:
         Raises:
             LimitError: there is no room for it; nothing changed.
         """
-        flight = Flight(self._last_number + 1, epoch, page_ids, [], [waiter], lone=lone)
+        number = self._last_number + 1
+        spots = np.arange(len(page_ids))
+        take_off = TakeOff(number, len(page_ids), np.full(len(page_ids), number), spots.copy())
+        if lone:
+            self._lone_pages += len(page_ids)
+        else:
+            self._table.assign(page_ids, number, spots)
+            self._take_offs[number] = take_off
+        flight = Flight(number, epoch, page_ids, [], [waiter], take_off, spots, lone=lone)
         self._add(flight)
         return flight
 
@@ -64,6 +84,8 @@ class Flights:
         for pages, waiters in zip(parts, flight.split_waiters(parts), strict=True):
             if len(pages):
                 part = flight.take(self._last_number + 1, pages, waiters)
+                part.take_off.numbers[part.spots] = part.number
+                part.take_off.positions[part.spots] = np.arange(len(part))
                 self._add(part)
                 flights.append(part)
             else:
@@ -73,21 +95,20 @@ class Flights:
 
     def land(self, flight: Flight) -> None:
         """End a flight: its pages are on their way no more."""
-        if not flight.lone:
+        if flight.lone:
+            self._lone_pages -= len(flight)
+        else:
             self._table.remove(flight.page_ids)
+            flight.take_off.pages_left -= len(flight)
+            if flight.take_off.pages_left == 0:
+                del self._take_offs[flight.take_off.number]
         self._remove(flight)
 
     def _add(self, flight: Flight) -> None:
-        if flight.lone:
-            self._lone_pages += len(flight)
-        else:
-            self._table.assign(flight.page_ids, flight.number, np.arange(len(flight)))
         self._last_number = flight.number
         self._by_number[flight.number] = flight
         self._epochs.hold(flight.epoch)
 
     def _remove(self, flight: Flight) -> None:
-        if flight.lone:
-            self._lone_pages -= len(flight)
         del self._by_number[flight.number]
         self._epochs.let_go(flight.epoch)

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from kvtier.cli.outcome import Exit, complain
 from kvtier.errors import KvtierError, SettingsError
 from kvtier.settings import OriginSettings, Settings, load_settings, parse_assignment
 
 T = TypeVar("T")
+
+_WIDTH: Final = 110
+"""Columns of a report that goes to no terminal."""
 
 
 def replay(arguments: argparse.Namespace) -> Exit:
@@ -36,7 +40,7 @@ def replay(arguments: argparse.Namespace) -> Exit:
             notify=progress.notify,
         )
         result = run_async(run)
-    return _deliver(result, arguments.json)
+    return _deliver(_named(result, arguments.name), arguments.json, arguments.html)
 
 
 def simulate(arguments: argparse.Namespace) -> Exit:
@@ -53,12 +57,36 @@ def simulate(arguments: argparse.Namespace) -> Exit:
             progress=progress.update,
             notify=progress.notify,
         )
-    return _deliver(result, arguments.json)
+    return _deliver(_named(result, arguments.name), arguments.json, arguments.html)
+
+
+def report(arguments: argparse.Namespace) -> Exit:
+    """``kvtier report``: results of earlier runs, shown again or side by side."""
+    _check_targets(None, arguments.html)
+    from kvtier.report.reading import read_result
+    from kvtier.report.side_by_side import print_side_by_side
+    from kvtier.report.terminal import print_report
+
+    results = [read_result(path) for path in arguments.files]
+    if arguments.html is not None:
+        _write_page(arguments.html, results)
+    if len(results) == 1:
+        print_report(results[0], _console())
+    else:
+        print_side_by_side(results, _console())
+    flaws = [
+        f"{path}: {flaw}"
+        for path, result in zip(arguments.files, results, strict=True)
+        for flaw in _flaws(result)
+    ]
+    for flaw in flaws:
+        complain(flaw)
+    return Exit.FAILED if flaws else Exit.DONE
 
 
 def import_foreign(arguments: argparse.Namespace) -> Exit:
     """``kvtier import``: a foreign trace to kvtier's format."""
-    _check_json(arguments.json)
+    _check_targets(arguments.json)
     options = _options(arguments)
     from kvtier.trace import format_options, import_trace
 
@@ -76,7 +104,7 @@ def import_foreign(arguments: argparse.Namespace) -> Exit:
 
 def inspect(arguments: argparse.Namespace) -> Exit:
     """``kvtier inspect``: what is in a trace."""
-    _check_json(arguments.json)
+    _check_targets(arguments.json)
     from kvtier.trace import inspect_trace
 
     facts = inspect_trace(arguments.trace, arguments.limit)
@@ -121,7 +149,7 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
 
 def _settings_of_run(arguments: argparse.Namespace) -> Settings:
     """Settings of a run; its options win over ``--set``, which wins over the file."""
-    _check_json(arguments.json)
+    _check_targets(arguments.json, arguments.html)
     overrides = list(arguments.overrides)
     if arguments.device is not None:
         overrides.append(f"device={arguments.device}")
@@ -130,36 +158,64 @@ def _settings_of_run(arguments: argparse.Namespace) -> Settings:
     return load_settings(arguments.config, overrides)
 
 
-def _check_json(path: Path | None) -> None:
+def _check_targets(json: Path | None, html: Path | None = None) -> None:
+    """Refuse, before any work starts, what could not be written after it."""
     from kvtier.report.json_file import check_target
 
-    if path is not None:
-        check_target(path)
+    if json is not None:
+        check_target(json)
+    if html is not None:
+        from kvtier.report.page import check_page
+
+        check_page(html)
+        if json is not None and json.absolute() == html.absolute():
+            raise SettingsError(f"--html {html}: --json names the same file; name another")
 
 
-def _deliver(result: Mapping[str, Any], path: Path | None) -> Exit:
+def _named(result: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:
+    """The result under the name that ``--name`` gives it in reports."""
+    return result if name is None else {**result, "name": name}
+
+
+def _deliver(result: Mapping[str, Any], json: Path | None, html: Path | None = None) -> Exit:
     """Write and show the result of a run, whatever became of it; then judge it."""
     from kvtier.report.json_file import STDOUT, write_json
-    from kvtier.report.schema import check_sums
     from kvtier.report.terminal import print_report
 
-    if path is not None:
-        write_json(path, result)
-    if path != STDOUT:
+    if json is not None:
+        write_json(json, result)
+    if html is not None:
+        _write_page(html, [result])
+    if json != STDOUT:
         print_report(result, _console())
-    broken = check_sums(result)
-    if broken:
-        raise KvtierError(f"the sums of this result do not hold: {'; '.join(broken)}")
-    verify = result["verify"]
-    if verify and verify["corrupt_pages"]:
-        raise KvtierError(
-            f"{verify['corrupt_pages']} of {verify['checked_pages']} checked pages had wrong "
-            "bytes: do not trust this store"
-        )
+    flaws = _flaws(result)
+    if flaws:
+        raise KvtierError("; ".join(flaws))
     if not result["complete"]:
         complain("interrupted; this is what was measured until then")
         return Exit.INTERRUPTED
     return Exit.DONE
+
+
+def _write_page(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    from kvtier.report.json_file import write_text
+    from kvtier.report.page import render_page
+
+    write_text(path, render_page(results))
+
+
+def _flaws(result: Mapping[str, Any]) -> list[str]:
+    """Why a result cannot be trusted, each as a sentence; empty for a sound one."""
+    from kvtier.report.schema import check_sums
+
+    broken, verify = check_sums(result), result["verify"]
+    flaws = [f"the sums of this result do not hold: {'; '.join(broken)}"] if broken else []
+    if verify and verify["corrupt_pages"]:
+        flaws.append(
+            f"{verify['corrupt_pages']} of {verify['checked_pages']} checked pages had wrong "
+            "bytes: do not trust this store"
+        )
+    return flaws
 
 
 def _show(title: str, values: Mapping[str, Any], path: Path | None) -> None:
@@ -206,6 +262,10 @@ def _announce(host: str, port: int) -> None:
 
 
 def _console() -> Any:
+    """The standard output; a file or a pipe has no width of its own."""
     from rich.console import Console
 
-    return Console()
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=_WIDTH)
+    return console

@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         add("simulate", help="drive a trace in virtual time, on modelled devices"),
         commands.simulate,
     )
+    _add_report(add("report", help="show results of runs again, or side by side"))
     _add_import(add("import", help="turn a foreign trace into kvtier's format"))
     _add_inspect(add("inspect", help="say what is in a trace"))
     _add_serve(add("serve", help="export a backend to other hosts"))
@@ -72,8 +73,20 @@ def _add_run(parser: argparse.ArgumentParser, command: Command) -> None:
         metavar="N",
         help="pages that stand for one KV block (4 in replay, all of the model's in simulate)",
     )
+    parser.add_argument(
+        "--name", type=_words, metavar="TEXT", help="what reports call this run (its mode)"
+    )
     _add_json(parser)
+    _add_html(parser)
     _finish(parser, command)
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="results that --json wrote"
+    )
+    _add_html(parser)
+    _finish(parser, commands.report)
 
 
 def _add_import(parser: argparse.ArgumentParser) -> None:
@@ -137,6 +150,12 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_html(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--html", type=Path, metavar="F", help="write a page with plots, one file to pass on"
+    )
+
+
 def _finish(parser: argparse.ArgumentParser, command: Command) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     parser.set_defaults(command=command)
@@ -153,6 +172,12 @@ def _at_least(least: int) -> Callable[[str], int]:
         return number
 
     return parse
+
+
+def _words(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r} is no name: write some words in one line")
+    return text.strip()
 
 
 def _port(text: str) -> int:

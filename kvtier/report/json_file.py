@@ -1,4 +1,4 @@
-"""A result as a JSON file: whole or not there at all."""
+"""Results as files: whole or not there at all."""
 
 from __future__ import annotations
 
@@ -48,6 +48,11 @@ def write_json(path: Path, result: Mapping[str, Any]) -> None:
         text = json.dumps(result, indent=2, allow_nan=False, default=_plain) + "\n"
     except ValueError as error:
         raise KvtierError(f"{path}: the result holds a NaN or an infinity: {error}") from error
+    write_text(path, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole; arguments and refusals of the system as of :func:`write_json`."""
     if path == STDOUT:
         sys.stdout.write(text)
     elif _is_device(path):

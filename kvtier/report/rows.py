@@ -1,15 +1,19 @@
-"""The lines of a report's tables: what a quantity is called, where it stands, how it is shown."""
+"""The lines of every table: what a quantity is called, where it stands, how it is shown.
+
+The terminal, the side-by-side table and the HTML page name and show a quantity by these rows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from kvtier.units import format_bytes, format_count, format_seconds
+from kvtier.units import format_bytes, format_count, format_rate, format_seconds
 
 Values: TypeAlias = Mapping[str, Any]
 
 NOTHING: Final = "-"
+QUOTIENT: Final = " / "
 
 
 class Row(NamedTuple):
@@ -17,7 +21,9 @@ class Row(NamedTuple):
 
     Attributes:
         label: what the reader sees.
-        key: where the value stands in the mapping, dotted: ``latency_us.p99``.
+        key: where the value stands in the result, dotted: ``tiers.0.latency_us.p99``. Of a derived
+            value two keys, the second of what the first is divided by:
+            ``demand.reads / origin.device_reads``.
         form: the value as text.
         is_decision: it does not depend on time, so ``replay`` and ``simulate`` agree on it.
     """
@@ -27,12 +33,19 @@ class Row(NamedTuple):
     form: Callable[[Any], str]
     is_decision: bool = False
 
+    def under(self, path: str) -> Row:
+        """The same row of the part that stands at ``path``; an empty path is the whole."""
+        if not path:
+            return self
+        keys = (f"{path}.{key}" for key in self.key.split(QUOTIENT))
+        return self._replace(key=QUOTIENT.join(keys))
+
     def value(self, values: Values) -> Any:
         """The value in ``values``, None where there is none."""
-        value: Any = values
-        for name in self.key.split("."):
-            value = value.get(name) if isinstance(value, Mapping) else None
-        return value
+        first, *divisors = (find(values, key) for key in self.key.split(QUOTIENT))
+        for divisor in divisors:
+            first = first / divisor if first is not None and divisor else None
+        return first
 
     def show(self, values: Values) -> str:
         """The value as text, a dash where there is none."""
@@ -40,8 +53,29 @@ class Row(NamedTuple):
         return NOTHING if value is None else self.form(value)
 
 
-def _exact(count: int) -> str:
+def find(values: Values, key: str) -> Any:
+    """What stands at a dotted key, None where there is nothing; a number counts list items."""
+    value: Any = values
+    for name in key.split("."):
+        if isinstance(value, Mapping):
+            value = value.get(name)
+        elif isinstance(value, list) and name.isdecimal() and int(name) < len(value):
+            value = value[int(name)]
+        else:
+            return None
+    return value
+
+
+def exact(count: int) -> str:
     return f"{count:,}"
+
+
+def percent(share: float) -> str:
+    return f"{share:.1%}"
+
+
+def factor(value: float) -> str:
+    return f"{value:.2f}"
 
 
 def _latency(us: float) -> str:
@@ -50,60 +84,101 @@ def _latency(us: float) -> str:
 
 LATENCY_ROWS: Final = (
     Row("latency p50", "latency_us.p50", _latency),
+    Row("latency p90", "latency_us.p90", _latency),
     Row("latency p99", "latency_us.p99", _latency),
     Row("latency p99.9", "latency_us.p999", _latency),
+    Row("latency max", "latency_us.max", _latency),
+)
+P50, P90, P99, P999, MAX = LATENCY_ROWS
+
+ENGINE: Final = Row("engine", "engine", str)
+HIT_RATE: Final = Row("hit rate", "hit_rate", percent)
+DEVICE_READS: Final = Row("device reads", "device_reads", exact, is_decision=True)
+BYTES_READ: Final = Row("bytes read", "read_bytes", format_bytes, is_decision=True)
+FACTOR: Final = Row("coalescing factor", "coalescing_factor", factor)
+READS: Final = Row("reads", "reads", exact, is_decision=True)
+BYTES_DELIVERED: Final = Row("bytes delivered", "bytes", format_bytes, is_decision=True)
+READS_PER_ORIGIN_READ: Final = Row(
+    "reads per origin read", "demand.reads / origin.device_reads", factor
 )
 
 
 def level_rows(page_bytes: int) -> tuple[Row, ...]:
     """The lines of one level, tier or origin."""
     return (
-        Row("engine", "engine", str),
-        Row("lookups", "lookups", _exact, is_decision=True),
-        Row("hits", "hits", _exact, is_decision=True),
-        Row("hit rate", "hit_rate", "{:.1%}".format),
-        Row("device reads", "device_reads", _exact, is_decision=True),
-        Row("device writes", "device_writes", _exact, is_decision=True),
-        Row("read", "read_bytes", format_bytes, is_decision=True),
-        Row("evictions", "evictions", _exact, is_decision=True),
-        Row("bypasses", "bypasses", _exact, is_decision=True),
-        Row("failures", "failures", _exact, is_decision=True),
-        Row("coalescing factor", "coalescing_factor", "{:.2f}".format),
-        _iops(page_bytes),
+        ENGINE,
+        Row("lookups", "lookups", exact, is_decision=True),
+        Row("hits", "hits", exact, is_decision=True),
+        HIT_RATE,
+        DEVICE_READS,
+        Row("device writes", "device_writes", exact, is_decision=True),
+        BYTES_READ,
+        Row("evictions", "evictions", exact, is_decision=True),
+        Row("bypasses", "bypasses", exact, is_decision=True),
+        Row("failures", "failures", exact, is_decision=True),
+        FACTOR,
+        iops_row(page_bytes),
         *LATENCY_ROWS,
     )
 
 
 def demand_rows(page_bytes: int) -> tuple[Row, ...]:
-    """The lines of what a whole run asked for; its latencies are apart."""
+    """The lines of what was asked for; its latencies are apart."""
     return (
-        Row("reads", "reads", _exact, is_decision=True),
-        Row("delivered", "delivered", _exact, is_decision=True),
-        Row("unique", "unique", _exact, is_decision=True),
-        Row("absent", "absent", _exact, is_decision=True),
-        Row("late", "late", _exact),
-        Row("read", "bytes", format_bytes, is_decision=True),
-        _iops(page_bytes),
+        READS,
+        Row("delivered", "delivered", exact, is_decision=True),
+        Row("unique", "unique", exact, is_decision=True),
+        Row("absent", "absent", exact, is_decision=True),
+        Row("late", "late", exact),
+        BYTES_DELIVERED,
+        iops_row(page_bytes),
     )
 
 
 COALESCING_ROWS: Final = (
-    Row("folded", "folded", _exact, is_decision=True),
-    Row("joined", "joined", _exact, is_decision=True),
-    Row("merged extents", "merged_extents", _exact, is_decision=True),
-    Row("factor", "factor", "{:.2f}".format),
+    Row("folded", "folded", exact, is_decision=True),
+    Row("joined", "joined", exact, is_decision=True),
+    Row("merged extents", "merged_extents", exact, is_decision=True),
+    Row("factor", "factor", factor),
 )
 
+VERIFY_ROWS: Final = (
+    Row("pages checked", "checked_pages", exact),
+    Row("corrupt", "corrupt_pages", exact),
+)
 
-def levels_of(result: Values) -> list[tuple[str, Values]]:
+MODEL_ROWS: Final = (
+    Row("preset", "preset", str),
+    Row("devices", "devices", exact),
+    Row("latency", "latency_us", _latency),
+    Row("IOPS", "iops", format_count),
+    Row("bandwidth", "bytes_per_s", format_rate),
+    Row("source", "source", str),
+)
+"""The columns of a device model; the figures are of all its devices together."""
+
+
+def levels_of(part: Values) -> list[tuple[str, Values]]:
     """The tiers by name and then the origin, as far as there are any.
 
     An origin is called just that: in ``simulate`` it stands for whatever backend is modelled.
     """
-    levels = [(tier["name"], tier) for tier in result["tiers"]]
-    return levels if result["origin"] is None else [*levels, ("origin", result["origin"])]
+    levels = [(tier["name"], tier) for tier in part["tiers"]]
+    return levels if part["origin"] is None else [*levels, ("origin", part["origin"])]
 
 
-def _iops(page_bytes: int) -> Row:
+def level_keys(part: Values) -> dict[str, str]:
+    """Where each level stands: ``{"hbm": "tiers.0", …, "origin": "origin"}``."""
+    keys = {tier["name"]: f"tiers.{number}" for number, tier in enumerate(part["tiers"])}
+    return keys if part["origin"] is None else {**keys, "origin": "origin"}
+
+
+def parts_of(result: Values) -> dict[str, Values]:
+    """What was read for each purpose, if that says more than the whole: for two or more."""
+    parts: dict[str, Values] = result.get("by_purpose") or {}
+    return parts if len(parts) > 1 else {}
+
+
+def iops_row(page_bytes: int) -> Row:
     """IOPS never stand without their page size."""
     return Row(f"IOPS ({format_bytes(page_bytes)})", "iops", format_count)

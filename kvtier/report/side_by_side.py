@@ -1,97 +1,62 @@
-"""Several results in one table, and where their decisions differ."""
+"""Several results on a terminal: one table per trace, one column per run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kvtier.report.rows import (
-    COALESCING_ROWS,
-    LATENCY_ROWS,
-    Row,
-    Values,
-    demand_rows,
-    level_rows,
-    levels_of,
-)
-from kvtier.report.terminal import labels_of
-from kvtier.units import format_seconds
-
-
-class _Line(NamedTuple):
-    section: str
-    row: Row
-    levels: list[Values]
-
-    @property
-    def texts(self) -> list[str]:
-        return [self.row.show(level) for level in self.levels]
-
-    @property
-    def differs(self) -> bool:
-        first, *others = (self.row.value(level) for level in self.levels)
-        return self.row.is_decision and any(other != first for other in others)
+from kvtier.report.comparison import Run, agreements, groups_of, lines_of
+from kvtier.report.rows import NOTHING
+from kvtier.report.sections import headline
+from kvtier.report.terminal import labels_of, print_broken_sums
+from kvtier.units import format_bytes
 
 
 def print_side_by_side(results: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """One column per result; decisions on which the results differ are marked.
+    """A table for each trace; below it, which runs decided alike, or on what they differ."""
+    for runs in groups_of(results):
+        console.print(_title(runs[0].result))
+        console.print(_table(runs))
+        for agreement in agreements(runs):
+            style = "bold red" if agreement.differing else "green"
+            console.print(Text(agreement.sentence, style))
+        for run in runs:
+            print_broken_sums(run.result, console)
+        console.print()
 
-    Compare results of one trace, seed and configuration: in waves their decisions are the same.
-    """
+
+def _title(result: Mapping[str, Any]) -> Text:
+    trace = result["trace"]
+    facts = f"{trace['kind']}, {trace['requests']:,} requests, pages of "
+    return Text.assemble(
+        (Path(trace["path"]).name, "bold"), f"  {facts}{format_bytes(trace['page_bytes'])}"
+    )
+
+
+def _table(runs: Sequence[Run]) -> Table:
+    differing = {line.title for one in agreements(runs) for line in one.differing}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    table.add_column("")
-    for result in results:
-        table.add_column(Text(result["mode"]), justify="right", no_wrap=True)
-    table.add_row("run", "duration", *(format_seconds(result["duration_s"]) for result in results))
-    table.add_row("", "labels", *(Text("\n".join(labels_of(result))) for result in results))
-    for section, lines in groupby(_lines(results), key=lambda line: line.section):
+    table.add_column("", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for run in runs:
+        table.add_column(Text(run.name), justify="right")
+    labels = (Text("\n".join(labels_of(run.result))) for run in runs)
+    table.add_row("labels", "", *labels)
+    for section, lines in groupby(lines_of(runs, headline), key=lambda line: line.section):
         table.add_section()
         for index, line in enumerate(lines):
+            style = "bold red" if line.title in differing else ""
+            cells = (
+                NOTHING if row is None else row.show(run.result)
+                for row, run in zip(line.rows, runs, strict=True)
+            )
             name = section if index == 0 else ""
-            style = "bold red" if line.differs else ""
-            table.add_row(name, line.row.label, *(Text(text, style) for text in line.texts))
-    console.print(table)
-    differing = differing_decisions(results)
-    if differing:
-        console.print(Text(f"decisions differ: {', '.join(differing)}", "bold red"))
-    else:
-        console.print(Text("all decisions are the same", "green"))
-
-
-def differing_decisions(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of the counts that do not depend on time, and yet are not the same in all results.
-
-    These are lookups, hits, device reads and writes, evictions, bypasses and failures per level,
-    and what was read, absent, folded, joined and merged.
-    """
-    return [f"{line.section} {line.row.label}" for line in _lines(results) if line.differs]
-
-
-def _lines(results: Sequence[Values]) -> Iterator[_Line]:
-    """Every quantity that at least one of the results has."""
-    page_bytes = results[0]["trace"]["page_bytes"]
-    by_name = [dict(levels_of(result)) for result in results]
-    names = dict.fromkeys(name for levels in by_name for name in levels)
-    sections: list[tuple[str, tuple[Row, ...], list[Values]]] = [
-        (
-            "demand",
-            (*demand_rows(page_bytes), *LATENCY_ROWS),
-            [result["demand"] for result in results],
-        ),
-        ("coalescing", COALESCING_ROWS, [result["coalescing"] for result in results]),
-        *(
-            (name, level_rows(page_bytes), [levels.get(name, {}) for levels in by_name])
-            for name in names
-        ),
-    ]
-    for section, rows, levels in sections:
-        for row in rows:
-            if any(row.value(level) is not None for level in levels):
-                yield _Line(section, row, levels)
+            table.add_row(name, line.label, *(Text(cell, style) for cell in cells))
+    return table

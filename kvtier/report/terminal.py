@@ -11,8 +11,19 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from kvtier.report.rows import COALESCING_ROWS, Row, Values, demand_rows, level_rows, levels_of
+from kvtier.report.rows import (
+    COALESCING_ROWS,
+    LATENCY_ROWS,
+    VERIFY_ROWS,
+    Row,
+    Values,
+    demand_rows,
+    level_rows,
+    levels_of,
+    parts_of,
+)
 from kvtier.report.schema import check_sums, sum_rules
+from kvtier.report.sections import part_headline
 from kvtier.units import format_bytes, format_seconds
 
 
@@ -20,7 +31,14 @@ def print_report(result: Mapping[str, Any], console: Console) -> None:
     """Show a result: what ran, every level, demand and coalescing, and the sums that must hold."""
     console.print(_headline(result))
     console.print(_level_table(result))
+    if parts_of(result):
+        console.print(_part_table(result))
     console.print(_summary_table(result))
+    print_broken_sums(result, console)
+
+
+def print_broken_sums(result: Mapping[str, Any], console: Console) -> None:
+    """Say loudly which sums of a result do not hold; nothing for a sound one."""
     broken = check_sums(result)
     if broken:
         text = "\n".join([*broken, "These numbers cannot be trusted: this is a bug in kvtier."])
@@ -47,8 +65,10 @@ def labels_of(result: Mapping[str, Any]) -> list[str]:
 
 def _headline(result: Values) -> Text:
     trace = result["trace"]
+    name = result.get("name") or result["mode"]
     headline = Text.assemble(
         (f"kvtier {result['mode']}", "bold"),
+        "" if name == result["mode"] else f"  {name}",
         f"  {trace['path']} ({trace['kind']}, {trace['requests']:,} requests), "
         f"pages of {format_bytes(trace['page_bytes'])}, seed {result['seed']}, "
         f"{format_seconds(result['duration_s'])}",
@@ -67,6 +87,20 @@ def _level_table(result: Values) -> Table:
         table.add_column(Text(name + backend), justify="right", no_wrap=True)
     for row in level_rows(result["trace"]["page_bytes"]):
         table.add_row(row.label, *(Text(row.show(level)) for _, level in levels))
+    return table
+
+
+def _part_table(result: Values) -> Table:
+    """The headline numbers of the reads for each purpose."""
+    parts = parts_of(result)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for purpose in parts:
+        table.add_column(Text(purpose), justify="right", no_wrap=True)
+    columns = [part_headline(part, result["trace"]["page_bytes"]) for part in parts.values()]
+    for rows in zip(*columns, strict=True):
+        shown = (Text(row.show(part)) for row, part in zip(rows, parts.values(), strict=True))
+        table.add_row(rows[0].label, *shown)
     return table
 
 
@@ -96,10 +130,8 @@ def _summary(result: Values) -> Iterator[tuple[str, str]]:
 
 
 def _percentiles(values: Values) -> str:
-    latency_us = values["latency_us"]
-    names = {"p50": "p50", "p99": "p99", "p999": "p99.9", "max": "max"}
-    known = {label: latency_us[key] for key, label in names.items() if latency_us[key] is not None}
-    shown = (f"{label} {format_seconds(us * 1e-6)}" for label, us in known.items())
+    known = [row for row in LATENCY_ROWS if row.value(values) is not None]
+    shown = (f"{row.label.removeprefix('latency ')} {row.show(values)}" for row in known)
     return ", ".join(shown) or "nothing measured"
 
 
@@ -110,4 +142,4 @@ def _listed(rows: tuple[Row, ...], values: Values) -> str:
 def _verified(verify: Values | None) -> str:
     if verify is None:
         return "no bytes moved, none to check"
-    return f"{verify['checked_pages']:,} pages checked, {verify['corrupt_pages']:,} corrupt"
+    return ", ".join(f"{row.show(verify)} {row.label}" for row in VERIFY_ROWS)

@@ -33,6 +33,6 @@ def test_loading_all_of_kvtier_loads_no_backend_no_gpu_library_and_no_test_code(
     )
     assert {"kvtier.cli", "kvtier.chain", "kvtier.report.terminal"} <= loaded
     roots = {name.partition(".")[0] for name in loaded}
-    assert not roots & {"cupy", "pyarrow", "pytest", "hypothesis"}
+    assert not roots & {"cupy", "pyarrow", "plotly", "jinja2", "pytest", "hypothesis"}
     assert not {root for root in roots if root.startswith("kvtier_")}
     assert not {name for name in loaded if name.startswith("kvtier.testing")}

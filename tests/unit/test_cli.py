@@ -26,8 +26,8 @@ from kvtier.cli.main import _sentence
 from kvtier.cli.progress import PATIENCE_NS, LateProgress
 from kvtier.clock import VirtualClock
 from kvtier.errors import KvtierError
+from kvtier.report.comparison import differing_decisions
 from kvtier.report.schema import Result, check_sums
-from kvtier.report.side_by_side import differing_decisions
 
 KVTIER = (sys.executable, "-m", "kvtier")
 WAIT_S = 60
@@ -105,6 +105,14 @@ SMALL = [
         (["simulate", "t", "--set", "chain.staging=1 apple"], "--set: chain.staging: '1 apple'"),
         (["simulate", "t", "--set", "tiers"], "--set tiers: write --set KEY=VALUE"),
         (["replay", "t", "--json", "/none/result.json"], "/none/result.json: there is no directo"),
+        (["replay", "t", "--html", "/none/page.html"], "/none/page.html: there is no directory"),
+        (["simulate", "t", "--html", "-"], "--html -: a page is a file; name one"),
+        (["replay", "t", "--json", "r", "--html", "r"], "--html r: --json names the same file"),
+        (["simulate", "t", "--name", " "], "argument --name: ' ' is no name"),
+        (["report"], "the following arguments are required: FILE; see 'kvtier report --help'"),
+        (["report", "/none.json"], "/none.json: cannot be read: No such file"),
+        (["report", "/dev/null"], "/dev/null: is no JSON"),
+        (["report", "r", "--html", "/none/page.html"], "/none/page.html: there is no directory"),
         (["inspect", "/none.parquet"], "/none.parquet: "),
         (["import", "mooncak", "a", "b"], "no trace format 'mooncak'; did you mean 'mooncake'?"),
         (["import", "mooncake", "/none.jsonl", "b"], "/none.jsonl: "),
@@ -260,6 +268,8 @@ def _assert_keys(kind: type, values: dict[str, Any]) -> None:
     for key, hint in hints.items():
         for inner in filter(typing.is_typeddict, (hint, *typing.get_args(hint))):
             items = values[key] if isinstance(values[key], list) else [values[key]]
+            if typing.get_origin(hint) is dict:
+                items = list(values[key].values())
             for item in filter(None, items):
                 _assert_keys(inner, item)
 
@@ -284,6 +294,78 @@ def test_a_result_that_cannot_be_trusted_is_a_failure(
     with pytest.raises(KvtierError, match=complaint):
         _deliver(result, tmp_path / "result.json")
     assert json.loads((tmp_path / "result.json").read_text()) == result
+
+
+def _saved(directory: Path, results: list[dict[str, Any]]) -> list[str]:
+    files = [directory / f"{number}.json" for number, _ in enumerate(results)]
+    for file, result in zip(files, results, strict=True):
+        file.write_text(json.dumps(result))
+    return [str(file) for file in files]
+
+
+def test_a_saved_result_is_reported_as_by_its_run(
+    results: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _deliver(results[0], None)
+    shown = capsys.readouterr().out
+    assert main(["report", *_saved(tmp_path, results[:1])]) == 0
+    assert capsys.readouterr().out == shown
+
+
+def test_saved_results_are_reported_side_by_side(
+    results: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    assert main(["report", *_saved(tmp_path, results), "--html", str(page)]) == 0
+    out = capsys.readouterr().out
+    assert "replay = simulate: every decision is the same" in out
+    assert max(map(len, out.splitlines())) <= 110
+    assert "replay = simulate: every decision is the same" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "complaint"),
+    [
+        ("verify", "corrupt_pages", "checked pages had wrong bytes"),
+        ("coalescing", "folded", "the sums of this result do not hold"),
+    ],
+)
+def test_a_saved_result_that_cannot_be_trusted_is_shown_and_a_failure(
+    part: str,
+    key: str,
+    complaint: str,
+    results: list[dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    result = copy.deepcopy(results[0])
+    result[part][key] += 1
+    files = _saved(tmp_path, [results[1], result])
+    page = tmp_path / "page.html"
+    assert main(["report", *files, "--html", str(page)]) == 1
+    captured = capsys.readouterr()
+    assert "demand" in captured.out
+    assert captured.err.startswith(f"kvtier: {files[1]}: ")
+    assert complaint in captured.err
+    assert "Do not trust these numbers." in page.read_text(encoding="utf-8")
+
+
+def test_a_run_has_the_name_that_it_was_given(trace: Path, tmp_path: Path) -> None:
+    target, page = tmp_path / "result.json", tmp_path / "page.html"
+    argv = ["simulate", str(trace), *SMALL, "--limit", "10", "--json", str(target)]
+    assert main([*argv, "--name", "two drives", "--html", str(page)]) == 0
+    assert json.loads(target.read_text())["name"] == "two drives"
+    assert "two drives" in page.read_text(encoding="utf-8")
+    assert main(argv) == 0
+    assert json.loads(target.read_text())["name"] == "simulate"
+
+
+def test_a_page_that_cannot_be_made_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("kvtier.report.page._NEEDED", ("no_such_package",))
+    argv = ["replay", "/none.parquet", "--html", str(tmp_path / "page.html")]
+    assert "pip install 'kvtier[report]'" in _complaint(argv, 2, capsys)
 
 
 def test_json_on_the_standard_output_is_all_there_is(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import io
 import json
 import math
@@ -9,90 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_results
 from rich.console import Console
+from small_results import NO_LATENCY, tier
 
 from kvtier.errors import KvtierError, SettingsError
 from kvtier.report.json_file import check_target, write_json
 from kvtier.report.mapping import print_mapping
 from kvtier.report.schema import check_sums
-from kvtier.report.side_by_side import differing_decisions, print_side_by_side
 from kvtier.report.terminal import print_report
-
-LATENCY = {"mean": 70.0, "p50": 60.0, "p90": 90.0, "p99": 120.0, "p999": 1500.0, "max": 2000.0}
-NO_LATENCY = dict.fromkeys(LATENCY)
-
-
-def _tier(name: str, hits: int, **changed: Any) -> dict[str, Any]:
-    return {
-        "name": name,
-        "engine": "numba",
-        "lookups": 1000,
-        "hits": hits,
-        "hit_rate": hits / 1000,
-        "device_reads": hits,
-        "device_writes": 3,
-        "read_bytes": hits * 4096,
-        "evictions": 5,
-        "bypasses": 0,
-        "failures": 0,
-        "coalescing_factor": 1.25,
-        "iops": 13_400_000.0,
-        "latency_us": LATENCY,
-        **changed,
-    }
 
 
 @pytest.fixture
 def result() -> dict[str, Any]:
-    return {
-        "schema_version": 1,
-        "mode": "replay",
-        "complete": True,
-        "trace": {
-            "path": "traces/[sample].parquet",
-            "kind": "page io",
-            "requests": 2000,
-            "scaled": False,
-            "pages_per_block": None,
-            "full_pages_per_block": None,
-            "synthetic": [],
-            "page_bytes": 4096,
-        },
-        "config": {},
-        "environment": {},
-        "seed": 1,
-        "duration_s": 1.5,
-        "warmup": None,
-        "demand": {
-            "reads": 1200,
-            "delivered": 1190,
-            "unique": 1100,
-            "absent": 10,
-            "late": 0,
-            "bytes": 1190 * 4096,
-            "iops": 793.0,
-            "latency_us": LATENCY,
-        },
-        "batches": {"count": 12, "latency_us": LATENCY},
-        "writes": {"objects": 0, "pages": 0, "bytes": 0},
-        "coalescing": {"folded": 100, "joined": 40, "merged_extents": 7, "factor": 1.5},
-        "tiers": [_tier("hbm", 500, hit_rate=0.5), _tier("dram", 300, hit_rate=0.3)],
-        "origin": {
-            "name": "tcp",
-            "lookups": 250,
-            "hits": 248,
-            "failures": 2,
-            "device_reads": 200,
-            "read_bytes": 248 * 4096,
-            "coalescing_factor": None,
-            "iops": 100.0,
-            "latency_us": NO_LATENCY,
-        },
-        "series": {"interval_s": 0.5, "t_s": [0.5], "reads": [1200], "hits": {"hbm": [500]}},
-        "utilisation": None,
-        "bottleneck": None,
-        "verify": {"checked_pages": 70, "corrupt_pages": 0},
-    }
+    return small_results.result()
 
 
 def _console() -> Console:
@@ -115,12 +44,14 @@ def test_a_sound_result_keeps_both_sums(result: dict[str, Any]) -> None:
 
 
 def test_the_sums_hold_without_an_origin(result: dict[str, Any]) -> None:
+    del result["by_purpose"]
     result["origin"] = None
     result["demand"]["absent"] += 250
     assert check_sums(result) == []
 
 
 def test_a_broken_sum_is_named_with_its_numbers(result: dict[str, Any]) -> None:
+    del result["by_purpose"]
     result["coalescing"]["folded"] = 99
     result["coalescing"]["joined"] = 41
     assert check_sums(result) == [
@@ -129,13 +60,49 @@ def test_a_broken_sum_is_named_with_its_numbers(result: dict[str, Any]) -> None:
     ]
 
 
+def test_the_sums_hold_for_each_purpose_too(result: dict[str, Any]) -> None:
+    result["by_purpose"]["prefix"]["coalescing"]["folded"] += 1
+    result["by_purpose"]["sparse"]["tiers"][1]["device_reads"] += 1
+    assert check_sums(result) == [
+        "not so: prefix: 700 reads = 640 unique + 61 folded",
+        "not so: 100 folded = 61 prefix + 40 sparse",
+        "not so: 300 dram device reads = 200 prefix + 101 sparse",
+    ]
+
+
+def test_reads_of_no_purpose_break_a_sum(result: dict[str, Any]) -> None:
+    del result["by_purpose"]["sparse"]
+    assert "not so: 1,200 reads = 700 prefix" in check_sums(result)
+
+
+def test_a_report_shows_the_reads_of_each_purpose(result: dict[str, Any]) -> None:
+    lines = [" ".join(line.split()) for line in _report(result).splitlines()]
+    for expected in (
+        "prefix sparse",
+        "reads 700 500",
+        "hbm hit rate 46.9% 43.5%",
+        "origin device reads 80 120",
+        "reads per origin read 8.75 4.17",
+    ):
+        assert expected in lines
+
+
+def test_a_report_of_one_purpose_does_not_say_everything_twice(result: dict[str, Any]) -> None:
+    del result["by_purpose"]["sparse"]
+    assert "reads per origin read" not in _report(result)
+
+
+def test_a_result_of_an_older_version_can_be_shown(result: dict[str, Any]) -> None:
+    assert "hit rate" in _report(small_results.older(result))
+
+
 def test_a_report_shows_every_level_with_its_rates(result: dict[str, Any]) -> None:
     lines = [" ".join(line.split()) for line in _report(result).splitlines()]
     for expected in (
         "hbm dram origin (tcp)",
         "engine numba numba -",
         "hits 500 300 248",
-        "hit rate 50.0% 30.0% -",
+        "hit rate 45.5% 50.0% -",
         "IOPS (4 KiB) 13.4 M 13.4 M 100",
         "latency p99 120 us 120 us -",
     ):
@@ -186,12 +153,13 @@ def test_a_recorded_replay_bears_no_label(result: dict[str, Any]) -> None:
 
 
 def test_an_interrupted_run_that_measured_nothing_can_be_shown(result: dict[str, Any]) -> None:
-    result["tiers"] = [_tier("hbm", 0, hit_rate=None, latency_us=NO_LATENCY)]
+    result["tiers"] = [tier("hbm", 0, 0, latency_us=NO_LATENCY)]
     result["demand"] |= {"reads": 0, "unique": 0, "absent": 0, "iops": None}
     result["demand"]["latency_us"] = NO_LATENCY
     result["batches"] = {"count": 0, "latency_us": NO_LATENCY}
     result["coalescing"] = {"folded": 0, "joined": 0, "merged_extents": 0, "factor": None}
     result["origin"] = None
+    result["by_purpose"] = {}
     assert "nothing measured" in _report(result)
 
 
@@ -203,46 +171,6 @@ def test_utilisation_names_the_bottleneck(result: dict[str, Any]) -> None:
 def test_writes_are_shown_when_there_are_any(result: dict[str, Any]) -> None:
     result["writes"] = {"objects": 2, "pages": 512, "bytes": 2 << 20}
     assert "2 objects, 512 pages, 2 MiB" in _report(result)
-
-
-def _modelled(result: dict[str, Any]) -> dict[str, Any]:
-    """The same decisions, other times."""
-    modelled = copy.deepcopy(result)
-    modelled |= {"mode": "simulate", "duration_s": 0.001, "verify": None}
-    modelled["origin"]["name"] = "modelled"
-    for level in (*modelled["tiers"], modelled["origin"]):
-        level |= {"iops": 1e9, "latency_us": NO_LATENCY}
-    return modelled
-
-
-def test_results_that_differ_in_time_alone_decide_the_same(result: dict[str, Any]) -> None:
-    console = _console()
-    print_side_by_side([result, _modelled(result)], console)
-    assert differing_decisions([result, _modelled(result)]) == []
-    assert "all decisions are the same" in _printed(console)
-
-
-def test_a_decision_that_differs_is_named(result: dict[str, Any]) -> None:
-    other = _modelled(result)
-    other["tiers"][1]["evictions"] += 1
-    other["origin"]["read_bytes"] += 1
-    console = _console()
-    print_side_by_side([result, other], console)
-    assert differing_decisions([result, other]) == ["dram evictions", "origin read"]
-    assert "decisions differ: dram evictions, origin read" in _printed(console)
-
-
-def test_a_level_that_one_result_lacks_differs(result: dict[str, Any]) -> None:
-    other = copy.deepcopy(result)
-    other["tiers"].pop()
-    assert "dram hits" in differing_decisions([result, other])
-
-
-def test_side_by_side_has_a_column_for_each_result(result: dict[str, Any]) -> None:
-    console = _console()
-    print_side_by_side([result, _modelled(result), result], console)
-    header = next(line for line in _printed(console).splitlines() if "replay" in line)
-    assert header.split() == ["replay", "simulate", "replay"]
 
 
 def test_json_is_written_whole_and_replaces_what_was_there(

@@ -1,0 +1,104 @@
+"""Results read from files, and refused where they are none."""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from kvtier.errors import SettingsError
+from kvtier.report import schema
+
+_ADDED_LATER: Final = frozenset({"name", "by_purpose", "models", "lookups", "delivered"})
+"""Keys of ``Result`` and ``Series`` that the first files of version 1 do not have."""
+
+_COUNT_MAX: Final = 1 << 63
+
+
+class _Wrong(Exception):  # noqa: N818  # it never leaves this module
+    """A value is not what the schema says."""
+
+
+def read_result(path: Path) -> Mapping[str, Any]:
+    """The result of a run from the file that ``--json`` wrote.
+
+    Files of older versions lack keys, those of later ones have more: both are read.
+
+    Raises:
+        SettingsError: the file cannot be read, or is no result.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        _check(schema.Result, values, "")
+        _check_series(values["series"])
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(f"{path}: is no JSON: {error}") from error
+    except _Wrong as wrong:
+        raise SettingsError(
+            f"{path}: is no result of kvtier: {wrong}; name a file that `kvtier replay --json` or "
+            "`kvtier simulate --json` wrote"
+        ) from wrong
+    result: Mapping[str, Any] = values
+    return result
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no JSON number")
+
+
+def _check(kind: Any, value: object, key: str) -> None:
+    """``value`` at ``key`` is of the type ``kind``, one of those that the schema is made of."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if typing.is_typeddict(kind):
+        _check_table(kind, value, key)
+    elif origin is types.UnionType:
+        if value is not None:
+            _check(arguments[0], value, key)
+    elif origin is list:
+        for number, item in enumerate(_as(list, value, key)):
+            _check(arguments[0], item, f"{key}.{number}")
+    elif origin is dict:
+        for name, item in _as(dict, value, key).items():
+            _check(arguments[1], item, f"{key}.{name}")
+    elif origin is Literal:
+        # A later version only adds keys, so that its results can be read.
+        is_later = key == "schema_version" and _as(int, value, key) >= schema.SCHEMA_VERSION
+        if value not in arguments and not is_later:
+            raise _Wrong(f"{key} is {value!r}")
+    elif kind is float:
+        if not math.isfinite(_as((int, float), value, key)):
+            raise _Wrong(f"{key} is {value!r}")
+    elif kind is not Any:
+        _as(kind, value, key)
+
+
+def _check_table(kind: Any, value: object, key: str) -> None:
+    table = _as(dict, value, key or "the whole")
+    for name, hint in typing.get_type_hints(kind).items():
+        inner = f"{key}.{name}" if key else name
+        if name in table:
+            _check(hint, table[name], inner)
+        elif not (kind in (schema.Result, schema.Series) and name in _ADDED_LATER):
+            raise _Wrong(f"{inner} is missing")
+
+
+def _as(kind: Any, value: Any, key: str) -> Any:
+    is_kind = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    if not is_kind or (isinstance(value, int) and abs(value) > _COUNT_MAX):
+        raise _Wrong(f"{key} is {str(value)[:40]!r}")
+    return value
+
+
+def _check_series(series: Mapping[str, Any]) -> None:
+    """Every column has a value for each interval."""
+    columns: list[list[int]] = [series["reads"]]
+    for name in ("lookups", "hits", "delivered"):
+        columns += series.get(name, {}).values()
+    if any(len(column) != len(series["t_s"]) for column in columns):
+        raise _Wrong("the columns of series are not equally long")

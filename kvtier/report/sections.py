@@ -1,0 +1,172 @@
+"""Which rows a report shows together, with their keys from the top of a result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from kvtier.report.rows import (
+    BYTES_DELIVERED,
+    BYTES_READ,
+    COALESCING_ROWS,
+    DEVICE_READS,
+    ENGINE,
+    FACTOR,
+    HIT_RATE,
+    LATENCY_ROWS,
+    P50,
+    P99,
+    P999,
+    QUOTIENT,
+    READS,
+    READS_PER_ORIGIN_READ,
+    VERIFY_ROWS,
+    Row,
+    Values,
+    demand_rows,
+    exact,
+    find,
+    iops_row,
+    level_keys,
+    level_rows,
+    parts_of,
+    percent,
+)
+from kvtier.units import format_bytes, format_seconds
+
+
+class Section(NamedTuple):
+    """Rows that belong together, their keys from the top of the result."""
+
+    title: str
+    rows: tuple[Row, ...]
+
+
+def headline(result: Values) -> Iterator[Section]:
+    """What an engineer compares first."""
+    page_bytes = result["trace"]["page_bytes"]
+    mode = Row("mode", "mode", str)
+    yield Section("run", (mode, Row("duration", "duration_s", format_seconds)))
+    demand = (READS, BYTES_DELIVERED, iops_row(page_bytes), P50, P99, P999)
+    yield _section("demand", "demand", demand)
+    yield _section("coalescing", "coalescing", COALESCING_ROWS[:2])
+    for name, key in level_keys(result).items():
+        device = (DEVICE_READS, BYTES_READ, FACTOR) if find(result, f"{key}.device_reads") else ()
+        section = _section(name, key, (ENGINE, HIT_RATE, *device))
+        whole = (READS_PER_ORIGIN_READ,) if name == "origin" else ()
+        yield Section(name, (*section.rows, *whole))
+    for purpose, part in parts_of(result).items():
+        yield _section(purpose, f"by_purpose.{purpose}", part_headline(part, page_bytes))
+    yield _section("verify", "verify", VERIFY_ROWS)
+
+
+def part_headline(part: Values, page_bytes: int) -> tuple[Row, ...]:
+    """What is compared first of the reads for one purpose; keys from the top of the part."""
+    rows = [row.under("demand") for row in (READS, iops_row(page_bytes), P50, P99)]
+    for name, key in level_keys(part).items():
+        row = DEVICE_READS if name == "origin" else HIT_RATE
+        rows.append(row._replace(label=f"{name} {row.label}").under(key))
+    return (*rows, READS_PER_ORIGIN_READ)
+
+
+def every_number(result: Values) -> Iterator[Section]:
+    """All counts, rates and latencies of a result, then those of each purpose."""
+    yield Section("run", (Row("duration", "duration_s", format_seconds),))
+    yield from _part_sections(result, "", "")
+    for purpose in parts_of(result):
+        yield from _part_sections(result, f"by_purpose.{purpose}", f"{purpose}: ")
+    writes = (
+        Row("objects", "objects", exact, is_decision=True),
+        Row("pages", "pages", exact, is_decision=True),
+        Row("bytes", "bytes", format_bytes, is_decision=True),
+    )
+    yield _section("writes", "writes", writes)
+    used = (Row(f"{name} busy", name, percent) for name in result["utilisation"] or ())
+    yield _section("utilisation", "utilisation", tuple(used))
+    yield _section("verify", "verify", VERIFY_ROWS)
+
+
+def setup(result: Values) -> Iterator[Section]:
+    """What was run, and on what."""
+    capacities = (
+        Row(f"{tier['name']} capacity", f"config.tiers.{number}.capacity_bytes", format_bytes)
+        for number, tier in enumerate(result["tiers"])
+    )
+    yield Section(
+        "run",
+        (
+            Row("mode", "mode", str),
+            Row("duration", "duration_s", format_seconds),
+            Row("seed", "seed", str),
+            *capacities,
+            Row("origin", "config.origin.backend", str),
+            Row("coalescing", "config.chain.coalesce", _on),
+            Row("requests at once", "config.replay.concurrency", exact),
+            Row("pages per block", "trace.pages_per_block", exact),
+        ),
+    )
+    engines = (
+        ENGINE._replace(label=f"{name} engine").under(key)
+        for name, key in level_keys(result).items()
+        if name != "origin"
+    )
+    direct = (
+        Row(f"{name} reads", f"environment.o_direct.{name}", _access)
+        for name in result["environment"].get("o_direct") or {}
+    )
+    yield Section("engines", (*engines, *direct))
+    machine = (
+        Row("processor", "cpu", str),
+        Row("cores", "cores", exact),
+        Row("memory", "memory_bytes", format_bytes),
+        Row("GPU", "gpu", str),
+        Row("kernel", "kernel", str),
+        Row("event loop", "loop", str),
+    )
+    yield _section("machine", "environment", machine)
+    names = ("kvtier", "python", "numpy", "numba", "pyarrow", "uvloop", "aiofiles")
+    yield _section("versions", "environment", tuple(Row(name, name, str) for name in names))
+
+
+def shares(part: Values, path: str = "") -> tuple[Row, ...]:
+    """Where the demand reads of a result were served: shares that add up to all of them.
+
+    Args:
+        part: the result, or its part for one purpose.
+        path: where that part stands in the result.
+    """
+    keys = {"folded": "coalescing.folded", "joined": "coalescing.joined"}
+    keys |= {name: f"{key}.hits" for name, key in level_keys(part).items()}
+    if part["origin"] is not None:
+        keys["failed"] = "origin.failures"
+    keys["absent"] = "demand.absent"
+    rows = (Row(name, f"{key}{QUOTIENT}demand.reads", percent) for name, key in keys.items())
+    return tuple(row.under(path) for row in rows)
+
+
+def _part_sections(result: Values, path: str, title: str) -> Iterator[Section]:
+    """All numbers of a result or, at ``path``, of its part for one purpose."""
+    page_bytes = result["trace"]["page_bytes"]
+    part = find(result, path) if path else result
+    sections = [
+        _section("demand", "demand", (*demand_rows(page_bytes), *LATENCY_ROWS)),
+        _section("batches", "batches", (Row("count", "count", exact), *LATENCY_ROWS)),
+        _section("coalescing", "coalescing", COALESCING_ROWS),
+        Section("served by", shares(part)),
+    ]
+    for name, key in level_keys(part).items():
+        sections.append(_section(name, key, level_rows(page_bytes)))
+    for name, rows in sections:
+        yield Section(title + name, tuple(row.under(path) for row in rows))
+
+
+def _section(title: str, path: str, rows: tuple[Row, ...]) -> Section:
+    return Section(title, tuple(row.under(path) for row in rows))
+
+
+def _on(value: bool) -> str:
+    return "on" if value else "off"
+
+
+def _access(direct: bool) -> str:
+    return "O_DIRECT" if direct else "page cache"
