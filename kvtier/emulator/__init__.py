@@ -2,7 +2,17 @@
 
 from kvtier.emulator.device import ModelledDevice
 from kvtier.emulator.driver import VirtualDriver
+from kvtier.emulator.flash import FlashQueues
 from kvtier.emulator.opening import open_emulator
 from kvtier.emulator.origin import ModelledOrigin
+from kvtier.emulator.ssd import STORAGE_NEXT_SLC, SsdModel
 
-__all__ = ["ModelledDevice", "ModelledOrigin", "VirtualDriver", "open_emulator"]
+__all__ = [
+    "STORAGE_NEXT_SLC",
+    "FlashQueues",
+    "ModelledDevice",
+    "ModelledOrigin",
+    "SsdModel",
+    "VirtualDriver",
+    "open_emulator",
+]

@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-NAMES = ("index_laws", "index_epochs", "index_hashing", "rows", "checksum", "pattern", "inflight")
+NAMES = (
+    "index_laws",
+    "index_epochs",
+    "index_hashing",
+    "rows",
+    "checksum",
+    "pattern",
+    "inflight",
+    "emulator_flash",
+)
 
 
 @pytest.mark.skipif(bool(os.environ.get("NUMBA_DISABLE_JIT")), reason="the JIT is disabled already")
