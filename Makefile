@@ -24,6 +24,10 @@ $(VENV)/check: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,check]'
 	@touch $@ $(VENV)/test
 
+$(VENV)/bench: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@touch $@
+
 $(VENV)/demo: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[report$(CUDA)]'
 	@touch $@
@@ -52,9 +56,10 @@ format: $(VENV)/check ## let ruff format and fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/test ## benchmarks beside their peers and limits, in short
+bench: $(VENV)/bench ## benchmarks beside their peers and limits, in short
 	$(BIN)/python bench/hits.py --quick
 	$(BIN)/python bench/engines.py --quick
+	$(BIN)/python bench/emulator.py --quick
 
 clean: ## remove everything that was made
 	rm -rf $(VENV) $(LOWEST) build

@@ -6,26 +6,28 @@ back what follows (Knuth, TAOCP 3, 6.4, Algorithm R), so it holds no tombstones.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kvtier.errors import LimitError
 from kvtier.jit import jit, jit_inline
-from kvtier.pages import I64, U64, Bool
+from kvtier.pages import I64, U64
 from kvtier.rows import as_column
 
+CARRIER_MAX: Final = (1 << 31) - 1
+POSITION_MAX: Final = (1 << 32) - 1
+
 _GOLDEN: Final = np.uint64(0x9E37_79B9_7F4A_7C15)
+_FREE: Final = np.uint64(0)
+_HIGH_HALF: Final = np.uint64(32)
+_LOW_HALF: Final = np.uint64(POSITION_MAX)
+_ONE: Final = np.uint64(1)
 
-
-class _Table(NamedTuple):
-    """Arrays of one length, ``2**(64 - hash_shift)``; ``used`` says which entries count."""
-
-    page_ids: U64
-    carriers: I64
-    positions: I64
-    used: Bool
-    hash_shift: np.uint64
+Entries = NDArray[np.uint64]
+"""u64[2**k, 2], a page id and ``(carrier + 1) << 32 | position``, 0 where the entry is free: all
+that a search needs of a page lies in one cache line."""
 
 
 class InflightTable:
@@ -38,7 +40,7 @@ class InflightTable:
         """An empty table, its compiled parts ready.
 
         Args:
-            capacity: most pages it holds, at least 1; 25 bytes for each of 2 to 4 times as many.
+            capacity: most pages it holds, at least 1; 16 bytes for each of 2 to 4 times as many.
 
         Raises:
             LimitError: ``capacity`` is below 1.
@@ -47,15 +49,7 @@ class InflightTable:
             raise LimitError(f"an in-flight table for {capacity} pages: give room for at least 1")
         self._capacity = capacity
         self._count = 0
-        length_bits = (2 * capacity - 1).bit_length()
-        length = 1 << length_bits
-        self._table = _Table(
-            np.zeros(length, np.uint64),
-            np.zeros(length, np.int64),
-            np.zeros(length, np.int64),
-            np.zeros(length, np.bool_),
-            np.uint64(64 - length_bits),
-        )
+        self._entries: Entries = np.zeros((1 << (2 * capacity - 1).bit_length(), 2), np.uint64)
         self._compile()
 
     def __len__(self) -> int:
@@ -76,7 +70,7 @@ class InflightTable:
         page_ids = as_column(page_ids, np.uint64, "page_ids")
         carriers = np.empty(page_ids.size, np.int64)
         positions = np.empty(page_ids.size, np.int64)
-        _find_all(self._table, page_ids, carriers, positions)
+        _find_all(self._entries, page_ids, carriers, positions)
         return carriers, positions
 
     def assign(self, page_ids: U64, carrier: int, positions: I64) -> None:
@@ -84,126 +78,133 @@ class InflightTable:
 
         Args:
             page_ids: u64[n], distinct.
-            carrier: 0 or more; the same for all.
-            positions: i64[n].
+            carrier: 0 to ``CARRIER_MAX``; the same for all.
+            positions: i64[n], 0 to ``POSITION_MAX``.
 
         Raises:
             LimitError: they do not all fit; nothing changed.
-            ValueError: ``carrier`` is negative, or the arrays do not go together.
+            ValueError: ``carrier`` or a position is out of range, or the arrays do not go together.
         """
         page_ids = as_column(page_ids, np.uint64, "page_ids")
         positions = as_column(positions, np.int64, "positions")
-        if carrier < 0 or positions.size != page_ids.size:
+        if not 0 <= carrier <= CARRIER_MAX or positions.size != page_ids.size:
             raise ValueError(
                 f"carrier {carrier} with {page_ids.size} page_ids and {positions.size} positions: "
-                "the carrier must be 0 or more, and each page needs one position"
+                f"the carrier must be 0 to {CARRIER_MAX}, and each page needs one position"
             )
         if page_ids.size > self.free:
-            absent = _count_absent(self._table, page_ids)
+            absent = _count_absent(self._entries, page_ids)
             if absent > self.free:
                 raise LimitError(
                     f"{absent} more pages in flight, but the table of {self._capacity} has room "
                     f"for {self.free}: wait for fetches to end, or raise its capacity"
                 )
-        self._count += _assign_all(self._table, page_ids, carrier, positions)
+        added = _assign_all(self._entries, page_ids, carrier, positions)
+        if added < 0:
+            raise ValueError(f"positions must be 0 to {POSITION_MAX}")
+        self._count += added
 
     def remove(self, page_ids: U64) -> None:
         """Forget pages; those that are not here are ignored."""
         page_ids = as_column(page_ids, np.uint64, "page_ids")
-        self._count -= _remove_all(self._table, page_ids)
+        self._count -= _remove_all(self._entries, page_ids)
 
     def clear(self) -> None:
         """Forget all pages."""
-        self._table.used.fill(False)
+        self._entries.fill(_FREE)
         self._count = 0
 
     def page_ids(self) -> U64:
         """u64[len(self)], the pages that are here, in no order."""
-        return self._table.page_ids[self._table.used]
+        here: U64 = self._entries[self._entries[:, 1] != _FREE, 0]
+        return here
 
     def _compile(self) -> None:
         """Run every kernel on an empty batch, so that no request waits for the compiler."""
         none = np.empty(0, np.uint64)
         self.find(none)
         self.assign(none, 0, np.empty(0, np.int64))
-        _count_absent(self._table, none)
+        _count_absent(self._entries, none)
         self.remove(none)
 
 
 @jit_inline
-def _home(table: _Table, page_id: np.uint64) -> int:
+def _home(entries: Entries, page_id: np.uint64) -> int:
     """Where the search for a page starts.
 
-    Fibonacci hashing (Knuth, TAOCP 3, 6.4): it spreads the neighbouring ids of an object evenly.
+    Fibonacci hashing (Knuth, TAOCP 3, 6.4), its high bits taken by a multiplication: it spreads
+    the neighbouring ids of an object evenly.
     """
-    return int(np.int64((page_id * _GOLDEN) >> table.hash_shift))
+    return int(
+        np.int64(((page_id * _GOLDEN) >> _HIGH_HALF) * np.uint64(len(entries)) >> _HIGH_HALF)
+    )
 
 
 @jit_inline
-def _entry_of(table: _Table, page_id: np.uint64) -> int:
-    """The page's entry, or the unused one where it belongs."""
-    entry = _home(table, page_id)
-    while table.used[entry] and table.page_ids[entry] != page_id:
-        entry = (entry + 1) & (table.used.size - 1)
+def _entry_of(entries: Entries, page_id: np.uint64) -> int:
+    """The page's entry, or the free one where it belongs."""
+    entry = _home(entries, page_id)
+    while entries[entry, 1] != _FREE and entries[entry, 0] != page_id:
+        entry = (entry + 1) & (len(entries) - 1)
     return entry
 
 
 @jit
-def _find_all(table: _Table, page_ids: U64, carriers: I64, positions: I64) -> None:
+def _find_all(entries: Entries, page_ids: U64, carriers: I64, positions: I64) -> None:
     for row in range(page_ids.size):
-        entry = _entry_of(table, page_ids[row])
-        here = table.used[entry]
-        carriers[row] = table.carriers[entry] if here else -1
-        positions[row] = table.positions[entry] if here else -1
+        word = entries[_entry_of(entries, page_ids[row]), 1]
+        carriers[row] = np.int64(word >> _HIGH_HALF) - 1
+        positions[row] = np.int64(word & _LOW_HALF) if word != _FREE else -1
 
 
 @jit
-def _count_absent(table: _Table, page_ids: U64) -> int:
+def _count_absent(entries: Entries, page_ids: U64) -> int:
     absent = 0
     for page_id in page_ids:
-        if not table.used[_entry_of(table, page_id)]:
+        if entries[_entry_of(entries, page_id), 1] == _FREE:
             absent += 1
     return absent
 
 
 @jit
-def _assign_all(table: _Table, page_ids: U64, carrier: int, positions: I64) -> int:
-    """Returns how many pages are new."""
-    added = 0
+def _assign_all(entries: Entries, page_ids: U64, carrier: int, positions: I64) -> int:
+    """Returns how many pages are new, or -1 if a position is out of range; nothing changed then."""
     for row in range(page_ids.size):
-        entry = _entry_of(table, page_ids[row])
-        if not table.used[entry]:
-            table.used[entry] = True
-            table.page_ids[entry] = page_ids[row]
+        if positions[row] < 0 or positions[row] > POSITION_MAX:
+            return -1
+    added = 0
+    high = (np.uint64(carrier) + _ONE) << _HIGH_HALF
+    for row in range(page_ids.size):
+        entry = _entry_of(entries, page_ids[row])
+        if entries[entry, 1] == _FREE:
+            entries[entry, 0] = page_ids[row]
             added += 1
-        table.carriers[entry] = carrier
-        table.positions[entry] = positions[row]
+        entries[entry, 1] = high | np.uint64(positions[row])
     return added
 
 
 @jit
-def _remove_all(table: _Table, page_ids: U64) -> int:
+def _remove_all(entries: Entries, page_ids: U64) -> int:
     """Returns how many pages were here."""
     removed = 0
     for page_id in page_ids:
-        entry = _entry_of(table, page_id)
-        if table.used[entry]:
-            _close_gap(table, entry)
+        entry = _entry_of(entries, page_id)
+        if entries[entry, 1] != _FREE:
+            _close_gap(entries, entry)
             removed += 1
     return removed
 
 
 @jit_inline
-def _close_gap(table: _Table, gap: int) -> None:
+def _close_gap(entries: Entries, gap: int) -> None:
     """Free an entry, and move back each follower whose search would stop there."""
-    mask = table.used.size - 1
+    mask = len(entries) - 1
     entry = (gap + 1) & mask
-    while table.used[entry]:
-        home = _home(table, table.page_ids[entry])
+    while entries[entry, 1] != _FREE:
+        home = _home(entries, entries[entry, 0])
         if (entry - home) & mask >= (entry - gap) & mask:
-            table.page_ids[gap] = table.page_ids[entry]
-            table.carriers[gap] = table.carriers[entry]
-            table.positions[gap] = table.positions[entry]
+            entries[gap, 0] = entries[entry, 0]
+            entries[gap, 1] = entries[entry, 1]
             gap = entry
         entry = (entry + 1) & mask
-    table.used[gap] = False
+    entries[gap, 1] = _FREE

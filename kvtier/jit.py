@@ -10,7 +10,7 @@ With ``NUMBA_DISABLE_JIT=1`` everything runs as plain Python, for a debugger.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, ParamSpec, TypeVar, cast
+from typing import Any, Final, ParamSpec, TypeVar, cast
 
 import numba
 import numpy as np
@@ -26,6 +26,7 @@ def jit(function: Callable[P, R]) -> Callable[P, R]:
     if JIT_DISABLED:
         return _plain(function)
     compiled = numba.njit(nogil=True, cache=True, boundscheck=False)(function)
+    _forget_unreadable(compiled)
     return cast("Callable[P, R]", compiled)
 
 
@@ -35,6 +36,19 @@ def jit_inline(function: Callable[P, R]) -> Callable[P, R]:
         return _plain(function)
     compiled = numba.njit(nogil=True, inline="always", boundscheck=False)(function)
     return cast("Callable[P, R]", compiled)
+
+
+def _forget_unreadable(compiled: Any) -> None:
+    """Empty the disk cache of a function if it cannot be read.
+
+    What another version of this package left may name types that are gone. Numba reads it before
+    it looks whether it is out of date, and fails where it should compile anew.
+    """
+    cached = compiled._cache._cache_file
+    try:
+        cached._load_index()
+    except Exception:  # unpickling raises whatever the missing type makes it raise
+        cached.flush()
 
 
 def _plain(function: Callable[P, R]) -> Callable[P, R]:

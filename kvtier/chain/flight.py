@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
 
 from kvtier.chain.counters import Counters
 from kvtier.chain.extents import Extents
+from kvtier.chain.kernels import deal
 from kvtier.pages import I64, U8, U64, Bool, Purpose
 
 NO_ROWS: Final = np.empty(0, np.int64)
@@ -112,13 +114,13 @@ class TakeOff:
     """Pages that took off together, whichever flights have them now.
 
     Attributes:
-        number: of the flight that took off.
+        berth: its name in the in-flight table, -1 if it is not there.
         pages_left: pages that have not landed.
         numbers: i64[m], the flight that has each page now.
         positions: i64[m], its position there.
     """
 
-    number: int
+    berth: int
     pages_left: int
     numbers: I64
     positions: I64
@@ -200,24 +202,22 @@ class Flight:
 
     def split_waiters(self, parts: Sequence[I64]) -> list[list[Waiter]]:
         """The waiters of each part, where the parts (positions) together are the whole flight."""
-        sizes = [len(part) for part in parts]
-        index = np.concatenate(parts)
         part_of = np.empty(len(self), np.int64)
-        part_of[index] = np.repeat(np.arange(len(parts)), sizes)
-        position = np.empty(len(self), np.int64)
-        position[index] = np.concatenate([np.arange(size) for size in sizes])
+        place_of = np.empty(len(self), np.int64)
+        for number, part in enumerate(parts):
+            part_of[part] = number
+            place_of[part] = np.arange(len(part))
         waiters: list[list[Waiter]] = [[] for _ in parts]
         for waiter in self.waiters:
-            for part, chosen in group(part_of[waiter.positions]):
-                waiters[part].append(
-                    Waiter(
-                        read=waiter.read,
-                        rows=waiter.rows[chosen],
-                        positions=position[waiter.positions[chosen]],
-                        unique=waiter.unique[chosen],
-                        joined=waiter.joined,
+            starts, places, rows, unique = deal(
+                part_of, place_of, waiter.positions, waiter.rows, waiter.unique, len(parts)
+            )
+            for (start, end), mine in zip(pairwise(starts), waiters, strict=True):
+                if end > start:
+                    span = slice(start, end)
+                    mine.append(
+                        Waiter(waiter.read, rows[span], places[span], unique[span], waiter.joined)
                     )
-                )
         return waiters
 
 

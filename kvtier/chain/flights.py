@@ -27,7 +27,8 @@ class Flights:
         self._table = InflightTable(pages_max)
         self._epochs = epochs
         self._by_number: dict[int, Flight] = {}
-        self._take_offs: dict[int, TakeOff] = {}
+        self._take_offs: list[TakeOff | None] = []
+        self._free_berths: list[int] = []
         self._last_number = 0
         self._lone_pages = 0
 
@@ -41,12 +42,13 @@ class Flights:
 
     def find(self, page_ids: U64) -> tuple[I64, I64]:
         """Number of the flight that carries each page, and its position there; -1 for none."""
-        numbers, positions = self._table.find(page_ids)
-        if self._take_offs:
-            for number, chosen in group(numbers):
-                if number >= 0:
+        berths, positions = self._table.find(page_ids)
+        numbers = berths
+        if len(self._table):
+            for berth, chosen in group(berths):
+                take_off = self._take_offs[berth] if berth >= 0 else None
+                if take_off is not None:
                     spots = positions[chosen]
-                    take_off = self._take_offs[number]
                     numbers[chosen] = take_off.numbers[spots]
                     positions[chosen] = take_off.positions[spots]
         return numbers, positions
@@ -65,12 +67,17 @@ class Flights:
         """
         number = self._last_number + 1
         spots = np.arange(len(page_ids))
-        take_off = TakeOff(number, len(page_ids), np.full(len(page_ids), number), spots.copy())
+        berth = -1
+        if not lone:
+            berth = self._free_berths[-1] if self._free_berths else len(self._take_offs)
+            self._table.assign(page_ids, berth, spots)
+        take_off = TakeOff(berth, len(page_ids), np.full(len(page_ids), number), spots.copy())
         if lone:
             self._lone_pages += len(page_ids)
+        elif self._free_berths:
+            self._take_offs[self._free_berths.pop()] = take_off
         else:
-            self._table.assign(page_ids, number, spots)
-            self._take_offs[number] = take_off
+            self._take_offs.append(take_off)
         flight = Flight(number, epoch, page_ids, [], [waiter], take_off, spots, lone=lone)
         self._add(flight)
         return flight
@@ -101,7 +108,8 @@ class Flights:
             self._table.remove(flight.page_ids)
             flight.take_off.pages_left -= len(flight)
             if flight.take_off.pages_left == 0:
-                del self._take_offs[flight.take_off.number]
+                self._take_offs[flight.take_off.berth] = None
+                self._free_berths.append(flight.take_off.berth)
         self._remove(flight)
 
     def _add(self, flight: Flight) -> None:

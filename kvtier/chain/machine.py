@@ -33,6 +33,7 @@ from kvtier.chain.epochs import Epochs
 from kvtier.chain.extents import ExtentRules, Extents, plan_extents
 from kvtier.chain.flight import NO_ROWS, UNRESOLVED, Flight, Read, Waiter, Write
 from kvtier.chain.flights import Flights
+from kvtier.chain.kernels import compile_all, number_leaders, split_hits
 from kvtier.pages import I64, U8, U64, Bool, LookupResult, PageState, PageStatus, Purpose
 from kvtier.settings import ChainSettings
 
@@ -83,6 +84,7 @@ class Chain:
         buffers = settings.staging_bytes // (settings.device_batch_pages * page_bytes)
         self._free_buffers = list(range(buffers - 1, -1, -1))
         self._open_batches = 0
+        compile_all()
         self.buffer_count = buffers
         self.by_purpose = {purpose: no_counts(len(self._levels)) for purpose in Purpose}
 
@@ -227,14 +229,19 @@ class Chain:
 
     def filled(self, fill: Fill, ok: Bool | None = None) -> list[Action]:
         """Go on after slots were filled; ``ok`` says which of them (None: all)."""
-        keep = np.ones(len(fill.slots), np.bool_) if ok is None else ok.copy()
         origin = fill.origin
+        keep = ok
         if isinstance(origin, Flight) and origin.doomed is not None:
-            keep &= ~np.isin(fill.page_ids, origin.page_ids[origin.doomed])
+            spared = ~np.isin(fill.page_ids, origin.page_ids[origin.doomed])
+            keep = spared if ok is None else ok & spared
         if not self._tiers[fill.level].in_memory:
             origin.counters.levels[fill.level].device_writes += len(fill.slots)
-        actions = _if_any(Publish, fill.level, fill.slots[keep])
-        actions += _if_any(Abort, fill.level, fill.slots[~keep])
+        actions: list[Action] = []
+        if keep is None:
+            actions.append(Publish(fill.level, fill.slots))
+        else:
+            actions += _if_any(Publish, fill.level, fill.slots[keep])
+            actions += _if_any(Abort, fill.level, fill.slots[~keep])
         origin.steps -= 1
         if isinstance(origin, Flight):
             return actions + self._end_if_done(origin)
@@ -250,17 +257,14 @@ class Chain:
         return Lookup(level, ticket, page_ids, epoch, self._epochs.oldest, admit)
 
     def _first_lookup(self, read: Read, result: LookupResult) -> list[Action]:
-        hit = result.states == PageState.VALID
-        reserved = np.where(result.states == PageState.EMPTY, result.slots, -1)
         if not self._tiers[0].in_memory:
             # Hits need a device read too, so they are folded and joined like misses.
-            rows = np.arange(len(hit))
-            found = np.where(hit, result.slots, -1)
-            return self._miss(read, rows, _fold(read.page_ids), reserved, found)
-        rows = np.flatnonzero(hit)
-        actions = self._first_hits(read, result.slots[rows], rows) if len(rows) else []
+            rows = np.arange(len(read.page_ids))
+            return self._miss(read, rows, _fold(read.page_ids), result)
+        rows, slots, missed = split_hits(result.states, result.slots)
+        actions = self._first_hits(read, slots, rows) if len(rows) else []
         assert result.leaders is not None
-        return actions + self._miss(read, np.flatnonzero(~hit), result.leaders, reserved)
+        return actions + self._miss(read, missed, result.leaders, result)
 
     def _first_hits(self, read: Read, slots: I64, rows: I64 | None) -> list[Action]:
         read.lookups[0] += len(slots)
@@ -275,46 +279,37 @@ class Chain:
         read: Read,
         rows: I64,
         leaders: I64,
-        reserved: I64 | None,
-        found: I64 | None = None,
+        result: LookupResult | None,
     ) -> list[Action]:
         """Fold rows that need a fetch; join pages on their way, let the others take flight.
 
-        ``reserved`` (i64[n]) are the slots that the first tier gave, None without one; ``found``
-        are the slots where a first tier that is a device has pages already. Both are -1 where
-        there is none.
+        ``result`` is what the first tier answered, None without one.
         """
-        unique = leaders[rows] == rows
-        first_rows = rows[unique]
+        first_rows, unique, page_of = number_leaders(rows, leaders)
         read.folded = len(rows) - len(first_rows)
-        number = np.empty(len(read.page_ids), np.int64)
-        number[first_rows] = np.arange(len(first_rows))
-        page_of = number[leaders[rows]]
         page_ids = read.page_ids[first_rows]
-        if reserved is not None:
+        if result is not None:
             read.lookups[0] += len(first_rows)
-            reserved = reserved[first_rows]
         numbers, positions = self._flights.find(page_ids)
         flying = numbers >= 0
         actions: list[Action] = []
         if flying.any():
-            if reserved is not None:
+            if result is not None:
                 # The page was on its way without a slot here (bypassed, or not admitted).
+                reserved = _reserved(result)[first_rows]
                 actions += _if_any(Abort, 0, reserved[flying & (reserved >= 0)])
             actions += self._join(read, rows, unique, numbers[page_of], positions[page_of])
-        if not flying.all():
             fresh = ~flying
             place = np.cumsum(fresh) - 1
             chosen = np.flatnonzero(fresh[page_of])
-            waiter = Waiter(
-                read, rows[chosen], place[page_of[chosen]], unique[chosen], joined=False
-            )
-            flight = self._flights.take_off(read.epoch, page_ids[fresh], waiter)
-            if reserved is None:
+            rows, unique, page_of = rows[chosen], unique[chosen], place[page_of[chosen]]
+            first_rows, page_ids = first_rows[fresh], page_ids[fresh]
+        if len(page_ids):
+            waiter = Waiter(read, rows, page_of, unique, joined=False)
+            flight = self._flights.take_off(read.epoch, page_ids, waiter)
+            if result is None:
                 return actions + self._seek(flight, 0)
-            slots = reserved if found is None else found[first_rows]
-            hit = np.zeros(len(slots), np.bool_) if found is None else slots >= 0
-            actions += self._route(0, flight, hit[fresh], slots[fresh], reserved[fresh])
+            actions += self._route(0, flight, result.states[first_rows], result.slots[first_rows])
         return actions
 
     def _join(
@@ -341,22 +336,23 @@ class Chain:
 
     def _next_lookup(self, level: int, flight: Flight, result: LookupResult) -> list[Action]:
         flight.owner.lookups[level] += len(flight)
-        hit = result.states == PageState.VALID
-        reserved = np.where(result.states == PageState.EMPTY, result.slots, -1)
-        return self._route(level, flight, hit, result.slots, reserved)
+        return self._route(level, flight, result.states, result.slots)
 
-    def _route(
-        self, level: int, flight: Flight, hit: Bool, slots: I64, reserved: I64
-    ) -> list[Action]:
-        """Send the pages that hit at ``level`` for their bytes, and the others further down."""
-        found, rest = self._flights.divide(flight, [np.flatnonzero(hit), np.flatnonzero(~hit)])
+    def _route(self, level: int, flight: Flight, states: U8, slots: I64) -> list[Action]:
+        """Send the pages that hit at ``level`` for their bytes, and the others further down.
+
+        ``states`` and ``slots`` are what its index answered for each page.
+        """
+        hits, hit_slots, misses = split_hits(states, slots)
+        found, rest = self._flights.divide(flight, [hits, misses])
         actions: list[Action] = []
         if rest is not None:
-            rest.fills.append(reserved[~hit])
+            missed = states[misses] == PageState.EMPTY
+            rest.fills.append(np.where(missed, slots[misses], -1))
             actions += self._seek(rest, level + 1)
         if found is not None:
             found.source = level
-            found.slots = slots[hit]
+            found.slots = hit_slots
             if self._tiers[level].in_memory:
                 actions += self._deliver(found)
             else:
@@ -424,15 +420,19 @@ class Chain:
         actions: list[Action] = []
         for waiter in flight.waiters:
             actions += self._serve(flight, waiter)
+        sources, page_ids = flight.sources, flight.page_ids
         for level, slots in enumerate(flight.fills):
             chosen = slots >= 0
             if flight.doomed is not None:
                 actions += _if_any(Abort, level, slots[chosen & flight.doomed])
                 chosen &= ~flight.doomed
-            if chosen.any():
+            if chosen.all():
                 flight.steps += 1
-                where = flight.sources[chosen]
-                actions.append(Fill(level, flight, where, slots[chosen], flight.page_ids[chosen]))
+                actions.append(Fill(level, flight, sources, slots, page_ids))
+            elif chosen.any():
+                flight.steps += 1
+                where = sources[chosen]
+                actions.append(Fill(level, flight, where, slots[chosen], page_ids[chosen]))
         return actions + self._end_if_done(flight)
 
     def _serve(self, flight: Flight, waiter: Waiter) -> list[Action]:
@@ -493,6 +493,11 @@ class Chain:
         self._open_batches -= 1
         self._epochs.let_go(write.epoch)
         return [Complete(write)]
+
+
+def _reserved(result: LookupResult) -> I64:
+    """The slots that a tier reserved for pages it missed (i64[n]), -1 where there is none."""
+    return np.where(result.states == PageState.EMPTY, result.slots, -1)
 
 
 def _if_any(action: type[Publish] | type[Abort], level: int, slots: I64) -> list[Action]:

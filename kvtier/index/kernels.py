@@ -194,6 +194,9 @@ def fold_and_plan(
     bypasses = 0
     first = 0
     while first < rows.size:
+        ahead = min(first + _PREFETCH_ROWS, rows.size - 1)
+        prefetch(table.priorities, _first_slot(table, hashes[ahead]))
+        prefetch(table.stamps, _first_slot(table, hashes[ahead]))
         leader = rows[first]
         last = first + 1
         while last < rows.size and hashes[last] == hashes[first]:

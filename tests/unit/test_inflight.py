@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kvtier.errors import LimitError
-from kvtier.inflight import InflightTable
+from kvtier.inflight import CARRIER_MAX, POSITION_MAX, InflightTable
 from kvtier.pages import I64, U64
 
 CAPACITY = 24
@@ -28,7 +28,9 @@ class TableIsADict(RuleBasedStateMachine):
         self.table = InflightTable(CAPACITY)
         self.model: dict[int, tuple[int, int]] = {}
 
-    @rule(pages=distinct, carrier=st.integers(0, 2**62), first=st.integers(-5, 2**62))
+    @rule(
+        pages=distinct, carrier=st.integers(0, CARRIER_MAX), first=st.integers(0, POSITION_MAX - 30)
+    )
     def assign(self, pages: list[int], carrier: int, first: int) -> None:
         positions = [first + at for at in range(len(pages))]
         after = self.model | {
@@ -101,6 +103,19 @@ def test_a_full_table_still_moves_pages_to_another_carrier() -> None:
     table.assign(ids(1, 2), 0, numbers(0, 1))
     table.assign(ids(2), 7, numbers(5))
     assert table.find(ids(1, 2))[0].tolist() == [0, 7]
+
+
+@pytest.mark.parametrize("position", [-1, POSITION_MAX + 1])
+def test_a_position_out_of_range_is_refused(position: int) -> None:
+    table = InflightTable(4)
+    with pytest.raises(ValueError, match="positions must be 0 to 4294967295"):
+        table.assign(ids(1, 2), 0, numbers(0, position))
+    assert len(table) == 0
+
+
+def test_a_carrier_too_high_is_refused() -> None:
+    with pytest.raises(ValueError, match="carrier 2147483648"):
+        InflightTable(4).assign(ids(1), CARRIER_MAX + 1, numbers(0))
 
 
 def test_a_negative_carrier_is_refused() -> None:
