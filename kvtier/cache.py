@@ -10,12 +10,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
+from kvtier.answers import Parts
 from kvtier.backend import ObjectBatch
 from kvtier.catalogue import Catalogue, ObjectStore
 from kvtier.chain import Chain, Read
@@ -46,11 +47,21 @@ class Driver(Protocol):
         purpose: Purpose = Purpose.UNSTATED,
     ) -> U8: ...
 
+    async def submit(
+        self,
+        page_ids: U64,
+        out: U8 | None,
+        parts: Parts,
+        purpose: Purpose = Purpose.UNSTATED,
+    ) -> Read: ...
+
     async def prefetch(self, page_ids: U64) -> U8: ...
 
     async def hold(self, page_ids: U64) -> tuple[Read, I64]: ...
 
     async def write(self, page_ids: U64, objects: int, payload: U8 | None) -> None: ...
+
+    def call_at(self, t_ns: int, call: Callable[[], None]) -> None: ...
 
     def invalidate(self, page_ids: U64) -> None: ...
 

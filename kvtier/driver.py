@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
+from kvtier.answers import Parts
 from kvtier.chain import (
     Action,
     Chain,
@@ -40,6 +41,9 @@ logger = logging.getLogger(__name__)
 YIELD_PAGES: Final = 4096
 """Pages served without waiting for anything before other tasks get their turn."""
 
+TIMER_ERROR_NS: Final = 2_000_000
+"""Timers of event loops are right to a millisecond; what is left then is waited for by polling."""
+
 CLOSE_PATIENCE_S: Final = 10.0
 """How long ``close`` waits for device reads under way before it cancels them."""
 
@@ -48,9 +52,16 @@ CLOSE_PATIENCE_S: Final = 10.0
 class _Job:
     """A batch somebody waits for, and the memory it reads into or writes from."""
 
+    ticket: Read | Write
     rows: U8 | None
     start_ns: int
+    parts: Parts | None = None
     future: asyncio.Future[None] | None = None
+
+    def settle(self) -> None:
+        """Of a read with parts: find what was answered without a copy."""
+        if self.parts is not None and isinstance(self.ticket, Read):
+            self.parts.settle(self.ticket)
 
 
 class AsyncDriver(ChainDriver):
@@ -115,6 +126,27 @@ class AsyncDriver(ChainDriver):
                 return np.full(len(page_ids), PageStatus.LATE, np.uint8)
         return self.chain.expire(read) if read.unresolved else read.status
 
+    async def submit(
+        self,
+        page_ids: U64,
+        out: U8 | None,
+        parts: Parts,
+        purpose: Purpose = Purpose.UNSTATED,
+    ) -> Read:
+        """Start a batch, as soon as there is room for it, and wait for no page of it.
+
+        Args:
+            page_ids: u64[n].
+            out: u8[n, page_bytes], written until every part is answered.
+            parts: is told what is answered, possibly before this returns; all that is left, should
+                the driver break down.
+            purpose: what the pages are for.
+
+        Returns:
+            The batch; its ``status`` says what became of each page that is answered.
+        """
+        return await self._start(page_ids, out, purpose=purpose, parts=parts)
+
     async def prefetch(self, page_ids: U64) -> U8:
         """Fill the tiers with a batch; returns a ``PageStatus`` per page."""
         read = await self._start(page_ids, None)
@@ -137,7 +169,7 @@ class AsyncDriver(ChainDriver):
         self.check()
         assert payload is not None
         write, actions = self.chain.write(page_ids, objects)
-        job = self._jobs[write.epoch] = _Job(payload, self._clock.now_ns())
+        job = self._jobs[write.epoch] = _Job(write, payload, self._clock.now_ns())
         self._perform_safely(actions)
         if write.epoch in self._jobs:
             job.future = asyncio.get_running_loop().create_future()
@@ -170,6 +202,22 @@ class AsyncDriver(ChainDriver):
         self._broken = ClosedError("the cache is closed")
         self._progress.set()
 
+    def call_at(self, t_ns: int, call: Callable[[], None]) -> None:
+        """Call something on the loop at ``t_ns`` of the clock, or when it next comes round."""
+        loop = asyncio.get_running_loop()
+        early_ns = t_ns - self._clock.now_ns() - TIMER_ERROR_NS
+
+        def poll() -> None:
+            if self._clock.now_ns() < t_ns:
+                loop.call_soon(poll)
+            else:
+                call()
+
+        if early_ns > 0:
+            loop.call_later(early_ns / 1e9, poll)
+        else:
+            loop.call_soon(poll)
+
     def check(self) -> None:
         """Raise ClosedError if the cache was closed or has broken down."""
         if isinstance(self._broken, ClosedError):
@@ -184,6 +232,7 @@ class AsyncDriver(ChainDriver):
         *,
         held: bool = False,
         purpose: Purpose = Purpose.UNSTATED,
+        parts: Parts | None = None,
     ) -> Read:
         start_ns = self._clock.now_ns()
         if self._unyielded_pages >= YIELD_PAGES:
@@ -195,8 +244,9 @@ class AsyncDriver(ChainDriver):
         read, actions = self.chain.read(
             page_ids, wants_bytes=out is not None, held=held, purpose=purpose
         )
-        self._jobs[read.epoch] = _Job(out, start_ns)
+        job = self._jobs[read.epoch] = _Job(read, out, start_ns, parts)
         self._perform_safely(actions)
+        job.settle()
         self._unyielded_pages += len(page_ids)
         return read
 
@@ -256,7 +306,10 @@ class AsyncDriver(ChainDriver):
             elapsed_ns = self._clock.now_ns() - job.start_ns
             measurements = self.measurements[action.read.purpose]
             measurements.served(action.level, elapsed_ns, len(action.sources))
-        return self.chain.copied(action)
+        actions = self.chain.copied(action)
+        if job.parts is not None:
+            job.parts.copied(action.rows)
+        return actions
 
     def fill(self, action: Fill) -> Iterable[Action]:
         """Copy pages into a tier in memory at once, or start writing them to a device."""
@@ -282,6 +335,7 @@ class AsyncDriver(ChainDriver):
         if isinstance(action.ticket, Read):
             elapsed_ns = self._clock.now_ns() - job.start_ns
             self.measurements[action.ticket.purpose].batch(elapsed_ns)
+            job.settle()
         if job.future is not None and not job.future.done():
             job.future.set_result(None)
         self._progress.set()
@@ -297,6 +351,9 @@ class AsyncDriver(ChainDriver):
         else:
             self._failing.discard(level)
         self.perform(self.chain.fetched(flight, status, issued))
+        if status.any():
+            for job in self._jobs.values():
+                job.settle()
 
     async def _read_device(self, action: Fetch) -> tuple[U8, Extents]:
         flight, extents = action.flight, action.extents
@@ -358,6 +415,8 @@ class AsyncDriver(ChainDriver):
         for job in self._jobs.values():
             if job.future is not None and not job.future.done():
                 job.future.set_exception(ClosedError(f"the cache broke down: {error!r}"))
+            if job.parts is not None:
+                job.parts.abandon()
 
     def _note_failure(self, level: int, error: BaseException) -> None:
         """Say once that a level fails, and again only after it has worked in between.

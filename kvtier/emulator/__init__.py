@@ -3,9 +3,10 @@
 from kvtier.emulator.device import ModelledDevice
 from kvtier.emulator.driver import VirtualDriver
 from kvtier.emulator.flash import FlashQueues
+from kvtier.emulator.loop import VirtualLoop
 from kvtier.emulator.opening import open_emulator
 from kvtier.emulator.origin import ModelledOrigin
-from kvtier.emulator.ssd import STORAGE_NEXT_SLC, SsdModel
+from kvtier.ssd import STORAGE_NEXT_SLC, SsdModel
 
 __all__ = [
     "STORAGE_NEXT_SLC",
@@ -14,5 +15,6 @@ __all__ = [
     "ModelledOrigin",
     "SsdModel",
     "VirtualDriver",
+    "VirtualLoop",
     "open_emulator",
 ]

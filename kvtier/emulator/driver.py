@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from kvtier.answers import Parts
 from kvtier.chain import (
     Action,
     Chain,
@@ -15,20 +18,35 @@ from kvtier.chain import (
     Fetch,
     Fill,
     Read,
+    Write,
 )
 from kvtier.chain.driver import Index
 from kvtier.directory import ObjectDirectory
-from kvtier.emulator.station import Route, Work
+from kvtier.emulator.station import Route, Station, Work
 from kvtier.emulator.timeline import Event, Timeline
 from kvtier.measure import measurements_by_purpose
-from kvtier.pages import I64, U8, U64, Purpose
+from kvtier.pages import I64, U8, U64, PageStatus, Purpose
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    """A batch that is not complete, and of a read with parts, who is told of them."""
+
+    ticket: Read | Write
+    start_ns: int
+    parts: Parts | None = None
+
+    def settle(self) -> None:
+        """Find what was answered without a copy."""
+        if self.parts is not None and isinstance(self.ticket, Read):
+            self.parts.settle(self.ticket)
 
 
 class VirtualDriver(ChainDriver):
     """Performs a chain's actions on modelled devices.
 
-    Its methods are coroutines because the cache calls them so; none of them ever waits: a call
-    runs the events of virtual time until its own end. Calls must therefore not overlap.
+    Its coroutines run on a :class:`kvtier.emulator.VirtualLoop` of the same timeline, where
+    waiting lets virtual time pass.
 
     Args:
         chain: the state machine.
@@ -37,6 +55,7 @@ class VirtualDriver(ChainDriver):
         directory: says which pages the origin has.
         page_bytes: bytes of a page.
         timeline: virtual time, which drivers may share.
+        stations: those of the routes, by name, for reports.
     """
 
     def __init__(
@@ -47,14 +66,18 @@ class VirtualDriver(ChainDriver):
         directory: ObjectDirectory,
         page_bytes: int,
         timeline: Timeline,
+        stations: Mapping[str, Station],
     ) -> None:
         super().__init__(chain, indexes)
         self.measurements = measurements_by_purpose(len(routes))
         self.routes = tuple(routes)
+        self.stations = stations
+        self.timeline = timeline
         self._directory = directory
         self._page_bytes = page_bytes
-        self._timeline = timeline
-        self._started_ns: dict[int, int] = {}
+        self._batches: dict[int, _Batch] = {}
+        self._waiting: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
+        self._gate = asyncio.Lock()
 
     # -- batches ------------------------------------------------------------------------------
 
@@ -70,21 +93,37 @@ class VirtualDriver(ChainDriver):
         purpose: Purpose = Purpose.UNSTATED,
     ) -> U8:
         """Read a batch; returns a ``PageStatus`` per page (u8[n])."""
-        read = self._start(page_ids, wants_bytes=True, purpose=purpose)
-        end_ns = None if deadline_s is None else self._timeline.now_ns + round(deadline_s * 1e9)
-        self._timeline.run_until(lambda: read.unresolved == 0, end_ns)
+        read: Read | None = None
+        try:
+            async with asyncio.timeout(deadline_s):
+                read = await self._start(page_ids, wants_bytes=True, purpose=purpose)
+                await self._finish(read)
+        except TimeoutError:
+            if read is None:  # it found no room in time
+                self.chain.by_purpose[purpose].late += len(page_ids)
+                return np.full(len(page_ids), PageStatus.LATE, np.uint8)
         return self.chain.expire(read) if read.unresolved else read.status
+
+    async def submit(
+        self,
+        page_ids: U64,
+        out: U8 | None,  # noqa: ARG002  # the interface of all drivers
+        parts: Parts,
+        purpose: Purpose = Purpose.UNSTATED,
+    ) -> Read:
+        """As the asyncio driver's."""
+        return await self._start(page_ids, wants_bytes=True, purpose=purpose, parts=parts)
 
     async def prefetch(self, page_ids: U64) -> U8:
         """Fill the tiers with a batch; returns a ``PageStatus`` per page (u8[n])."""
-        read = self._start(page_ids, wants_bytes=False)
-        self._timeline.run_until(lambda: read.unresolved == 0)
+        read = await self._start(page_ids, wants_bytes=False)
+        await self._finish(read)
         return read.status
 
     async def hold(self, page_ids: U64) -> tuple[Read, I64]:
         """As the asyncio driver's."""
-        read = self._start(page_ids, wants_bytes=False, held=True)
-        self._timeline.run_until(lambda: read.unresolved == 0)
+        read = await self._start(page_ids, wants_bytes=False, held=True)
+        await self._finish(read)
         return read, self.indexes[0].peek(page_ids)
 
     async def write(
@@ -95,13 +134,25 @@ class VirtualDriver(ChainDriver):
     ) -> None:
         """Fill the tiers with new objects' pages."""
         write, actions = self.chain.write(page_ids, objects)
-        self._started_ns[write.epoch] = self._timeline.now_ns
+        self._batches[write.epoch] = _Batch(write, self.timeline.now_ns)
         self.perform(actions)
-        self._timeline.run_until(lambda: write.epoch not in self._started_ns)
+        await self._until(lambda: write.epoch not in self._batches)
+
+    async def put(self, pages: I64) -> None:
+        """Let virtual time pass until whole objects (pages of each) have reached the last level."""
+        arrived = asyncio.get_running_loop().create_future()
+
+        def end() -> None:
+            if not arrived.done():
+                arrived.set_result(None)
+
+        firsts = np.zeros(len(pages), np.uint64)
+        self._travel(len(self.routes) - 1, firsts, pages, end, is_write=True)
+        await arrived
 
     async def drain(self) -> None:
-        """Let everything that is under way end."""
-        self._timeline.run_until(lambda: False)
+        """Wait until every batch is answered and every fill has ended."""
+        await self._until(lambda: self.chain.idle)
 
     async def close(self) -> None:
         """Nothing to let go of."""
@@ -109,40 +160,70 @@ class VirtualDriver(ChainDriver):
     def check(self) -> None:
         """Never closed, never broken."""
 
-    def put(self, pages: I64) -> None:
-        """Let virtual time pass until whole objects (pages of each) have reached the last level."""
-        done: list[None] = []
-        firsts = np.zeros(len(pages), np.uint64)
-        self._travel(len(self.routes) - 1, firsts, pages, lambda: done.append(None), is_write=True)
-        self._timeline.run_until(lambda: bool(done))
+    def call_at(self, t_ns: int, call: Callable[[], None]) -> None:
+        """As the asyncio driver's."""
+        self.timeline.at(max(t_ns, self.timeline.now_ns), call)
 
-    def _start(
+    def perform(self, actions: Iterable[Action]) -> None:
+        """Perform actions, and let those go on who waited for what they did."""
+        super().perform(actions)
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            for done, future in waiting:
+                if future.done():
+                    continue  # it was cancelled
+                if done():
+                    future.set_result(None)
+                else:
+                    self._waiting.append((done, future))
+
+    async def _start(
         self,
         page_ids: U64,
         *,
         wants_bytes: bool,
         held: bool = False,
         purpose: Purpose = Purpose.UNSTATED,
+        parts: Parts | None = None,
     ) -> Read:
-        self._timeline.run_until(lambda: self.chain.room_pages >= len(page_ids))
+        start_ns = self.timeline.now_ns
+        if self.chain.room_pages < len(page_ids) or self._gate.locked():
+            async with self._gate:  # first come, first
+                await self._until(lambda: self.chain.room_pages >= len(page_ids))
         read, actions = self.chain.read(
             page_ids, wants_bytes=wants_bytes, held=held, purpose=purpose
         )
-        self._started_ns[read.epoch] = self._timeline.now_ns
+        batch = self._batches[read.epoch] = _Batch(read, start_ns, parts)
         self.perform(actions)
+        batch.settle()
         return read
+
+    async def _finish(self, read: Read) -> None:
+        """Wait for a batch; who leaves before its end is not answered any more."""
+        try:
+            await self._until(lambda: read.unresolved == 0)
+        except BaseException:
+            read.detached = True
+            if read.held:
+                self.chain.release(read)
+            raise
+
+    async def _until(self, done: Callable[[], bool]) -> None:
+        """Wait until ``done``, which is asked whenever actions were performed."""
+        if not done():
+            future = asyncio.get_running_loop().create_future()
+            self._waiting.append((done, future))
+            await future
 
     # -- actions ------------------------------------------------------------------------------
 
     def copy(self, action: Copy) -> Iterable[Action]:
         """Pages of a memory tier take the time of its device; those in staging are there."""
         if action.flight is not None and action.flight.buffer >= 0:
-            self._measure(action)
-            return self.chain.copied(action)
+            return self._copied(action)
 
         def end() -> None:
-            self._measure(action)
-            self.perform(self.chain.copied(action))
+            self.perform(self._copied(action))
 
         self._travel(action.level, action.sources, None, end, is_write=False)
         return ()
@@ -168,20 +249,30 @@ class VirtualDriver(ChainDriver):
 
         def end() -> None:
             self.perform(self.chain.fetched(flight, status, issued))
+            if status.any():
+                for batch in self._batches.values():
+                    batch.settle()
 
         self._travel(action.level, issued.first, issued.count, end, is_write=False)
 
     def complete(self, action: Complete) -> None:
         """Note how long the batch took."""
-        elapsed_ns = self._timeline.now_ns - self._started_ns.pop(action.ticket.epoch)
+        batch = self._batches.pop(action.ticket.epoch)
         if isinstance(action.ticket, Read):
+            elapsed_ns = self.timeline.now_ns - batch.start_ns
             self.measurements[action.ticket.purpose].batch(elapsed_ns)
+            batch.settle()
 
-    def _measure(self, action: Copy) -> None:
-        if not action.read.detached:
-            elapsed_ns = self._timeline.now_ns - self._started_ns[action.read.epoch]
-            measurements = self.measurements[action.read.purpose]
-            measurements.served(action.level, elapsed_ns, len(action.sources))
+    def _copied(self, action: Copy) -> Iterable[Action]:
+        read = action.read
+        batch = self._batches[read.epoch]
+        if not read.detached:
+            elapsed_ns = self.timeline.now_ns - batch.start_ns
+            self.measurements[read.purpose].served(action.level, elapsed_ns, len(action.sources))
+        actions = self.chain.copied(action)
+        if batch.parts is not None:
+            batch.parts.copied(action.rows)
+        return actions
 
     # -- virtual time -------------------------------------------------------------------------
 
@@ -189,4 +280,4 @@ class VirtualDriver(ChainDriver):
         self, level: int, locations: U64 | I64, pages: I64 | None, end: Event, *, is_write: bool
     ) -> None:
         work = Work(locations, pages, self._page_bytes, is_write)
-        self.routes[level].travel(self._timeline, work, end)
+        self.routes[level].travel(self.timeline, work, end)

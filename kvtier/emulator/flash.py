@@ -27,12 +27,12 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from kvtier.emulator.ssd import IO_BYTES_MAX, SECTOR_BYTES, SsdModel
 from kvtier.errors import LimitError, SettingsError
 from kvtier.index.hashing import fmix64, seed_word, set_of
 from kvtier.jit import jit, jit_inline
 from kvtier.pages import I64, U64, check_page_bytes
 from kvtier.rows import as_column
+from kvtier.ssd import IO_BYTES_MAX, SECTOR_BYTES, SsdModel
 
 PLANES_MAX: Final = 1 << 24
 """Most planes of all drives together; 16 bytes for each."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from kvtier.chain import build_chain
 from kvtier.clock import VirtualClock
@@ -10,10 +11,14 @@ from kvtier.directory import ObjectDirectory
 from kvtier.emulator.device import ModelledDevice
 from kvtier.emulator.driver import VirtualDriver
 from kvtier.emulator.origin import ModelledOrigin
-from kvtier.emulator.station import Route
+from kvtier.emulator.station import Route, Station
 from kvtier.emulator.timeline import Timeline
+from kvtier.emulator.topology import Topology
 from kvtier.index import create_index
-from kvtier.settings import Settings, default_model, validate
+from kvtier.settings import DeviceModel, Settings, default_model, validate
+
+_ISSUED: Final = ("nvme", "origin")
+"""Levels whose operations somebody must issue; the others are memory."""
 
 
 def open_emulator(
@@ -31,24 +36,44 @@ def open_emulator(
         objects: pages of each object that the origin has from the start.
 
     Raises:
-        SettingsError: a setting is wrong.
+        SettingsError: a setting is wrong, or the topology has no way to a level.
     """
     validate(settings)
     indexes = [
         create_index(tier.capacity_bytes // settings.page_bytes, tier.ways, settings.seed)
         for tier in settings.tiers
     ]
-    models = [tier.model or default_model(tier.name) for tier in settings.tiers]
-    if settings.origin is not None:
-        models.append(settings.origin.model or default_model("origin"))
+    routes, stations = _machine(settings)
     driver = VirtualDriver(
         build_chain(settings),
         indexes,
-        [Route((ModelledDevice(model),)) for model in models],
+        routes,
         directory,
         settings.page_bytes,
         Timeline(clock),
+        stations,
     )
     if settings.origin is None:
         return driver, None
     return driver, ModelledOrigin(objects, driver)
+
+
+def _machine(settings: Settings) -> tuple[list[Route], Mapping[str, Station]]:
+    """The way of every level's pages, and all stations on the ways, by name."""
+    devices: dict[str, Station] = {
+        tier.name: _device(tier.model or default_model(tier.name), settings)
+        for tier in settings.tiers
+    }
+    if settings.origin is not None:
+        devices["origin"] = _device(settings.origin.model or default_model("origin"), settings)
+    if settings.topology is None:
+        return [Route((device,), (device,)) for device in devices.values()], devices
+    topology = Topology(settings.topology)
+    routes = [
+        topology.route(name, device, is_device=name in _ISSUED) for name, device in devices.items()
+    ]
+    return routes, {**devices, **topology.stations}
+
+
+def _device(model: DeviceModel, settings: Settings) -> Station:
+    return ModelledDevice(model, settings.seed)

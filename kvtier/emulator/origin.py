@@ -37,7 +37,7 @@ class ModelledOrigin:
         self._version += 1
         for key, pages in zip(batch.keys, batch.page_counts.tolist(), strict=True):
             self._objects[key] = (pages, self._version)
-        self._driver.put(batch.page_counts.astype(np.int64))
+        await self._driver.put(batch.page_counts.astype(np.int64))
         versions = np.full(len(batch), self._version, np.uint64)
         return PutResult(np.full(len(batch), PageStatus.OK, np.uint8), versions)
 

@@ -50,16 +50,19 @@ class Station(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The stations that a level's pages pass, in the order in which a read does.
+    """The stations that the pages of a level pass, one after the other.
 
-    A write passes them the other way round.
+    Attributes:
+        reads: on their way to the GPU.
+        writes: on their way to the level.
     """
 
-    stations: tuple[Station, ...]
+    reads: tuple[Station, ...]
+    writes: tuple[Station, ...]
 
     def travel(self, timeline: Timeline, work: Work, arrived: Event) -> None:
         """Send work from now on through every station, and then let ``arrived`` happen."""
-        stations = self.stations[::-1] if work.is_write else self.stations
+        stations = self.writes if work.is_write else self.reads
 
         def pass_on(number: int) -> None:
             if number == len(stations):

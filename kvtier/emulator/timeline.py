@@ -32,12 +32,18 @@ class Timeline:
         self._planned += 1
         heapq.heappush(self._events, (t_ns, self._planned, event))
 
-    def run_until(self, done: Callable[[], bool], end_ns: int | None = None) -> None:
-        """Let events happen until ``done``, or none is left, or ``end_ns`` has come."""
-        while not done() and self._events:
-            if end_ns is not None and self._events[0][0] > end_ns:
-                self._clock.advance_to(end_ns)
-                return
+    def step(self, end_ns: int | None = None) -> bool:
+        """Let the next event happen, or time pass to ``end_ns`` if none comes before.
+
+        Returns:
+            Whether anything happened: False if no event is planned, and no end given.
+        """
+        if self._events and (end_ns is None or self._events[0][0] <= end_ns):
             t_ns, _, event = heapq.heappop(self._events)
             self._clock.advance_to(t_ns)
             event()
+        elif end_ns is not None:
+            self._clock.advance_to(end_ns)
+        else:
+            return False
+        return True

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -16,16 +15,21 @@ from kvtier.trace import READ, PageRequest, Request
 _PURPOSES = tuple(Purpose)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Reads:
-    """Pages to read together (u64[n]), and what for."""
+class Reads(NamedTuple):
+    """Pages to read together.
+
+    Attributes:
+        page_ids: u64[n].
+        purpose: what for.
+        gap_ns: recorded time since the batch before was issued; 0 for the first.
+    """
 
     page_ids: U64
     purpose: Purpose
+    gap_ns: int = 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Writes:
+class Writes(NamedTuple):
     """Whole objects to write, if they do not exist yet."""
 
     keys: tuple[bytes, ...]
@@ -36,7 +40,18 @@ Step: TypeAlias = Reads | Writes
 
 
 class ActiveRequest(Protocol):
-    """A request under way."""
+    """A request under way.
+
+    Attributes:
+        t_ns: its recorded arrival, in ns from an arbitrary start.
+    """
+
+    @property
+    def t_ns(self) -> int: ...
+
+    async def begin(self) -> None:
+        """Find out what there is to read; called once, before :meth:`steps`."""
+        ...
 
     def steps(self) -> Iterator[Step]:
         """Its dependent batches, in order; asked for the next when the last is done."""
@@ -55,6 +70,13 @@ class PageIo:
         self._request = request
         self._object_ids = object_ids
 
+    @property
+    def t_ns(self) -> int:
+        return int(self._request.t_ns[0])
+
+    async def begin(self) -> None:
+        """Nothing: its objects are open."""
+
     def steps(self) -> Iterator[Step]:
         request = self._request
         if (request.ops != READ).any():
@@ -64,11 +86,12 @@ class PageIo:
             )
         bases = self._object_ids[request.objects].astype(np.uint64) << np.uint64(32)
         page_ids = expand_runs(bases | request.pages, request.counts)
-        start = 0
-        ends, purposes = request.page_ends().tolist(), request.purposes.tolist()
-        for end, purpose in zip(ends, purposes, strict=True):
-            yield Reads(page_ids[start:end], _PURPOSES[purpose])
-            start = end
+        start, before_ns = 0, self.t_ns
+        columns = (request.page_ends(), request.purposes, request.t_ns)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        for end, purpose, t_ns in rows:
+            yield Reads(page_ids[start:end], _PURPOSES[purpose], t_ns - before_ns)
+            start, before_ns = end, t_ns
 
 
 class PrefixLoad:
@@ -78,26 +101,25 @@ class PrefixLoad:
     computed by the server, which then writes what does not exist yet.
 
     Args:
-        keys: object keys of the request's blocks, in order.
-        run: how many of them can be read, from the first.
-        page_ids: u64[n], the pages of those.
+        request: what was recorded.
         pages: of one block.
+        cache: where its blocks are looked up.
     """
 
-    def __init__(self, keys: tuple[bytes, ...], run: int, page_ids: U64, pages: int) -> None:
-        self._keys = keys
-        self._run = run
-        self._page_ids = page_ids
-        self._pages = pages
-
-    @classmethod
-    async def start(cls, request: Request, pages: int, cache: TieredCache[Any]) -> PrefixLoad:
-        """Look the request's blocks up."""
+    def __init__(self, request: Request, pages: int, cache: TieredCache[Any]) -> None:
         prefix = request.model.encode()
-        keys = tuple(b"%s/%x" % (prefix, block) for block in request.block_ids.tolist())
-        run = await cache.lookup(keys)
-        opened = await cache.open(keys[:run])
-        return cls(keys, run, opened.page_ids(), pages)
+        self.t_ns = request.t_ns
+        self._keys = tuple(b"%s/%x" % (prefix, block) for block in request.block_ids.tolist())
+        self._pages = pages
+        self._cache = cache
+        self._run = 0
+        self._page_ids: U64 = np.empty(0, np.uint64)
+
+    async def begin(self) -> None:
+        """Look the request's blocks up."""
+        self._run = await self._cache.lookup(self._keys)
+        opened = await self._cache.open(self._keys[: self._run])
+        self._page_ids = opened.page_ids()
 
     def steps(self) -> Iterator[Step]:
         if self._run:

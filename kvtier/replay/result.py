@@ -11,9 +11,17 @@ from kvtier.environment import describe_environment
 from kvtier.measure import Measurements
 from kvtier.metrics import LatencyHistogram
 from kvtier.pages import Purpose
+from kvtier.replay.paced import Pace
 from kvtier.replay.payload import Verifier
 from kvtier.replay.series import Series
-from kvtier.settings import DeviceModel, Settings, default_model, model_source, to_dict
+from kvtier.settings import (
+    DeviceModel,
+    ReplaySettings,
+    Settings,
+    default_model,
+    model_source,
+    to_dict,
+)
 
 SCHEMA_VERSION = 1
 
@@ -28,8 +36,10 @@ class Run:
         trace: what was driven, and how it was scaled.
         engines: how each tier worked.
         duration_s: wall time of a replay, virtual time of a simulation.
+        pace: of the requests; None in waves.
+        requests: what was measured of them.
         counters, measurements: of the reads for each purpose.
-        busy_s: in virtual time, how long each level's device was occupied.
+        busy_s: in virtual time, how long each device and link was occupied, by its name.
         verifier: None where no bytes moved.
         notes: of the environment (O_DIRECT or page cache, …).
     """
@@ -40,10 +50,12 @@ class Run:
     settings: Settings
     engines: Sequence[str]
     duration_s: float
+    pace: Pace | None
+    requests: Mapping[str, Any]
     counters: Mapping[Purpose, Counters]
     measurements: Mapping[Purpose, Measurements]
     series: Series
-    busy_s: Sequence[float] | None
+    busy_s: Mapping[str, float] | None
     verifier: Verifier | None
     notes: Mapping[str, Any]
 
@@ -67,6 +79,8 @@ def to_result(run: Run) -> dict[str, Any]:
         "seed": settings.seed,
         "duration_s": run.duration_s,
         "warmup": None,
+        "drive": _drive(settings.replay, run.pace),
+        "requests": dict(run.requests),
         "demand": whole["demand"],
         "batches": whole["batches"],
         "writes": {
@@ -136,6 +150,18 @@ def _part(run: Run, counters: Counters, measurements: Measurements) -> dict[str,
     }
 
 
+def _drive(replay: ReplaySettings, pace: Pace | None) -> dict[str, Any]:
+    """How requests were driven; None where that is said by the trace, or plays no part."""
+    compute_ns = None if pace is None else pace.compute_ns
+    return {
+        "kind": replay.drive,
+        "concurrency": replay.concurrency,
+        "compute_s": None if compute_ns is None else compute_ns / 1e9,
+        "tick_s": None if pace is None else pace.tick_ns / 1e9,
+        "speed": None if pace is None else pace.speed,
+    }
+
+
 def _tier(
     run: Run, level: LevelCounters, latency: LatencyHistogram, name: str, engine: str
 ) -> dict[str, Any]:
@@ -202,8 +228,7 @@ def _factor(level: LevelCounters) -> float | None:
 def _utilisation(run: Run) -> dict[str, float] | None:
     if run.busy_s is None or run.duration_s == 0:
         return None
-    names = level_names(run.settings)
-    return {name: busy / run.duration_s for name, busy in zip(names, run.busy_s, strict=True)}
+    return {name: busy_s / run.duration_s for name, busy_s in run.busy_s.items()}
 
 
 def _bottleneck(run: Run) -> str | None:

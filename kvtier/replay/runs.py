@@ -14,23 +14,30 @@ import numpy as np
 from kvtier.cache import TieredCache
 from kvtier.clock import Clock, VirtualClock, WallClock
 from kvtier.directory import ObjectDirectory
-from kvtier.emulator import open_emulator
+from kvtier.emulator import VirtualLoop, open_emulator
 from kvtier.opening import open_cache
+from kvtier.replay.arena import Arena
+from kvtier.replay.meter import RequestMeter
+from kvtier.replay.paced import Pace, PacedDrive
 from kvtier.replay.payload import Verifier
 from kvtier.replay.prepare import is_temporary, prepared_origin, temporary_origin
 from kvtier.replay.result import Run, level_names, to_result
 from kvtier.replay.series import Series
 from kvtier.replay.waves import Waves
 from kvtier.replay.workload import Workload, check_simulation, load_workload
-from kvtier.settings import Settings, check_machine, validate
+from kvtier.replay.writing import ObjectWriter
+from kvtier.settings import ReplaySettings, Settings, check_machine, validate
 from kvtier.tiers import NvmeTier
 from kvtier.trace import PageTrace
 
 Progress = Callable[[int, int | None], None]
 Notify = Callable[[str], None]
 
-_WAVE_BYTES_MAX = 64 << 20
-"""Bytes of one chain batch; what a wave has more is read in further batches."""
+_MEMORY_BYTES = 64 << 20
+"""Bytes read into at once: of one chain batch in waves, of all of them in the other drives."""
+
+_BATCHES_AT_ONCE = 4
+"""Batches of the largest size for which those drives have memory."""
 
 
 async def replay_trace(
@@ -82,12 +89,6 @@ def simulate_trace(
     path: Path, settings: Settings, *, limit: int | None, progress: Progress, notify: Notify
 ) -> Mapping[str, Any]:
     """Drive a trace in virtual time; arguments and result as of :func:`replay_trace`."""
-    return asyncio.run(_simulate(path, settings, limit, progress, notify))
-
-
-async def _simulate(
-    path: Path, settings: Settings, limit: int | None, progress: Progress, notify: Notify
-) -> Mapping[str, Any]:
     workload = load_workload(path, settings, limit, scaled=False)
     check_simulation(workload)
     notify(workload.summary(settings))
@@ -98,14 +99,13 @@ async def _simulate(
     directory = ObjectDirectory(settings.chain.objects_max)
     driver, origin = open_emulator(settings, directory, clock, objects)
     cache = TieredCache(driver, directory, origin, settings)
-    run = await _drive(workload, settings, cache, clock, None, progress)
+    with asyncio.Runner(loop_factory=lambda: VirtualLoop(driver.timeline)) as runner:
+        run = runner.run(_drive(workload, settings, cache, clock, None, progress))
     return to_result(
         replace(
             run,
             engines=["modelled"] * len(settings.tiers),
-            busy_s=[
-                max(station.busy_ns for station in route.stations) / 1e9 for route in driver.routes
-            ],
+            busy_s={name: one.busy_ns / 1e9 for name, one in driver.stations.items()},
         )
     )
 
@@ -120,24 +120,18 @@ async def _drive(
 ) -> Run:
     chain = cache.driver.chain
     series = Series(clock, settings.replay.series_interval_s, level_names(settings))
+    meter = RequestMeter(clock)
 
-    def after_wave(finished: int) -> None:
-        series.observe(chain.counters)
-        progress(finished, workload.requests)
+    def after_round() -> None:
+        series.observe(chain)
+        progress(meter.finished, workload.requests)
 
-    waves = Waves(
-        cache,
-        concurrency=settings.replay.concurrency,
-        batch_pages=_batch_pages(settings),
-        objects_max=settings.chain.objects_max,
-        page_bytes=settings.page_bytes,
-        verifier=verifier,
-        after_wave=after_wave,
-    )
+    pace = _pace(settings.replay, is_virtual=verifier is None)
+    drive = _make_drive(settings, pace, cache, verifier, meter, after_round)
     start_ns = clock.now_ns()
     complete = True
     try:
-        await waves.drive(workload.active(cache))
+        await drive.drive(workload.active(cache))
     except asyncio.CancelledError:
         # Ctrl-C: the counts advance at completion, so what was measured so far is consistent.
         complete = False
@@ -145,7 +139,7 @@ async def _drive(
         if task is not None:
             task.uncancel()
     duration_s = (clock.now_ns() - start_ns) / 1e9
-    series.observe(chain.counters, last=True)
+    series.observe(chain, last=True)
     return Run(
         mode="simulate" if verifier is None else "replay",
         complete=complete,
@@ -153,6 +147,8 @@ async def _drive(
         settings=settings,
         engines=(),
         duration_s=duration_s,
+        pace=pace,
+        requests=meter.to_dict(duration_s),
         counters=chain.by_purpose,
         measurements=cache.driver.measurements,
         series=series,
@@ -162,5 +158,56 @@ async def _drive(
     )
 
 
-def _batch_pages(settings: Settings) -> int:
-    return max(1, min(settings.chain.batch_pages_max, _WAVE_BYTES_MAX // settings.page_bytes))
+def _make_drive(
+    settings: Settings,
+    pace: Pace | None,
+    cache: TieredCache[Any],
+    verifier: Verifier | None,
+    meter: RequestMeter,
+    after_round: Callable[[], None],
+) -> Waves | PacedDrive:
+    page_bytes = settings.page_bytes
+    batch_pages = max(1, min(settings.chain.batch_pages_max, _MEMORY_BYTES // page_bytes))
+    writer = ObjectWriter(
+        cache,
+        batch_pages=batch_pages,
+        objects_max=settings.chain.objects_max,
+        page_bytes=page_bytes,
+        has_payload=verifier is not None,
+    )
+    if pace is None:
+        return Waves(
+            cache,
+            concurrency=settings.replay.concurrency,
+            batch_pages=batch_pages,
+            page_bytes=page_bytes,
+            verifier=verifier,
+            writer=writer,
+            meter=meter,
+            after_round=after_round,
+        )
+    return PacedDrive(
+        cache,
+        pace=pace,
+        batch_pages=max(1, batch_pages // _BATCHES_AT_ONCE),
+        arena=None if verifier is None else Arena(batch_pages, page_bytes),
+        verifier=verifier,
+        writer=writer,
+        meter=meter,
+        after_round=after_round,
+    )
+
+
+def _pace(replay: ReplaySettings, *, is_virtual: bool) -> Pace | None:
+    """How requests go at their own pace; None in waves."""
+    if replay.drive == "waves":
+        return None
+    compute_s = replay.compute_s
+    if compute_s is None and replay.drive == "closed":
+        compute_s = 0.0
+    return Pace(
+        concurrency=replay.concurrency,
+        compute_ns=None if compute_s is None else round(compute_s * 1e9),
+        tick_ns=round(replay.tick_s * 1e9) if is_virtual else 0,
+        speed=replay.speed if replay.drive == "open" else None,
+    )

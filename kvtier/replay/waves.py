@@ -8,16 +8,26 @@ decide alike.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from kvtier.cache import TieredCache
-from kvtier.errors import BackendError
 from kvtier.pages import U8, U64, Purpose
 from kvtier.replay.active import ActiveRequest, Reads, Step, Writes
-from kvtier.replay.payload import Verifier, pattern_pages
+from kvtier.replay.meter import RequestMeter
+from kvtier.replay.payload import Verifier
+from kvtier.replay.writing import ObjectWriter
+
+
+@dataclass(frozen=True, slots=True)
+class _Active:
+    """A request under way: when it came, and what is left of it."""
+
+    arrival_ns: int
+    steps: Iterator[Step]
 
 
 class Waves:
@@ -27,10 +37,11 @@ class Waves:
         cache: on real devices or in virtual time.
         concurrency: requests active at once.
         batch_pages: pages of one chain batch; a larger wave is cut.
-        objects_max: objects that the cache's directory holds, so most of one call.
         page_bytes: bytes of a page.
         verifier: checks what was read; None in virtual time.
-        after_wave: called with the number of requests finished so far.
+        writer: writes what is missing.
+        meter: measures the requests.
+        after_round: called after every wave.
     """
 
     def __init__(
@@ -39,46 +50,55 @@ class Waves:
         *,
         concurrency: int,
         batch_pages: int,
-        objects_max: int,
         page_bytes: int,
         verifier: Verifier | None,
-        after_wave: Callable[[int], None],
+        writer: ObjectWriter,
+        meter: RequestMeter,
+        after_round: Callable[[], None],
     ) -> None:
         self._cache = cache
         self._concurrency = concurrency
         self._batch_pages = batch_pages
-        self._objects_max = objects_max
         self._page_bytes = page_bytes
         self._verifier = verifier
-        self._after_wave = after_wave
+        self._writer = writer
+        self._meter = meter
+        self._after_round = after_round
         self._rows: U8 | None = None
 
     async def drive(self, requests: AsyncIterator[ActiveRequest]) -> None:
         """Drive every request to its end; a finished one makes room for the next at once."""
-        active: list[Iterator[Step]] = []
-        finished = 0
+        active: list[_Active] = []
         while True:
-            steps = [next(request, None) for request in active]
-            active = [request for request, step in zip(active, steps, strict=True) if step]
-            finished += len(steps) - len(active)
-            wave = [step for step in steps if step]
+            steps = [next(one.steps, None) for one in active]
+            wave = [step for step in steps if step is not None]
+            if len(wave) < len(active):
+                begun, active = active, []
+                for one, step in zip(begun, steps, strict=True):
+                    if step is None:
+                        self._meter.end(one.arrival_ns)
+                    else:
+                        active.append(one)
             while len(active) < self._concurrency:
                 request = await anext(requests, None)
                 if request is None:
                     break
-                begun = request.steps()
-                step = next(begun, None)
+                one = _Active(self._meter.begin(), request.steps())
+                await request.begin()
+                step = next(one.steps, None)
                 if step is None:
-                    finished += 1
+                    self._meter.end(one.arrival_ns)
                     continue
-                active.append(begun)
+                active.append(one)
                 wave.append(step)
             if not wave:
                 break
+            start_ns = self._meter.now_ns
             await self._wave(wave)
-            self._after_wave(finished)
-            await asyncio.sleep(0)  # virtual time never waits, and Ctrl-C must be heard
-        self._after_wave(finished)
+            self._meter.waited(len(wave) * (self._meter.now_ns - start_ns))
+            self._after_round()
+            await asyncio.sleep(0)  # hits in memory never wait, and Ctrl-C must be heard
+        self._after_round()
 
     async def _wave(self, steps: Sequence[Step]) -> None:
         reads: dict[Purpose, list[U64]] = {purpose: [] for purpose in Purpose}
@@ -90,7 +110,7 @@ class Waves:
                 await self._read(np.concatenate(parts), purpose)
         writes = [step for step in steps if isinstance(step, Writes)]
         if writes:
-            await self._write(writes)
+            await self._writer.write(writes)
 
     async def _read(self, page_ids: U64, purpose: Purpose) -> None:
         for start in range(0, len(page_ids), self._batch_pages):
@@ -103,46 +123,6 @@ class Waves:
                 self._verifier.check(part, status, rows)
             # A fill under way would hold slots for a time that no two runs share.
             await self._cache.drain()
-
-    async def _write(self, writes: Sequence[Writes]) -> None:
-        """Write objects that do not exist; several requests may compute the same block."""
-        pages_of = {
-            key: pages for step in writes for key, pages in zip(step.keys, step.pages, strict=True)
-        }
-        keys = list(pages_of)
-        for start in range(0, len(keys), self._objects_max):
-            part = keys[start : start + self._objects_max]
-            exists = await self._cache.available(part)
-            missing = [key for key, there in zip(part, exists.tolist(), strict=True) if not there]
-            for batch in self._batches(missing, pages_of):
-                await self._write_batch(batch, pages_of)
-
-    def _batches(
-        self, keys: Sequence[bytes], pages_of: Mapping[bytes, int]
-    ) -> Iterator[list[bytes]]:
-        """Cut keys into batches of no more pages than a chain batch has, if one object allows."""
-        batch: list[bytes] = []
-        pages = 0
-        for key in keys:
-            if batch and pages + pages_of[key] > self._batch_pages:
-                yield batch
-                batch, pages = [], 0
-            batch.append(key)
-            pages += pages_of[key]
-        if batch:
-            yield batch
-
-    async def _write_batch(self, keys: Sequence[bytes], pages_of: Mapping[bytes, int]) -> None:
-        counts = np.array([pages_of[key] for key in keys], np.int64)
-        payload = None
-        if self._verifier is not None:
-            payload = pattern_pages(keys, counts, self._page_bytes)
-        status = await self._cache.write(keys, counts, payload)
-        failed = int(np.count_nonzero(status))
-        if failed:
-            raise BackendError(
-                f"the origin refused {failed} of {len(keys)} objects; is there space left?"
-            )
 
     def _buffer(self, rows: int) -> U8:
         """Memory to read into, kept from wave to wave."""

@@ -58,10 +58,10 @@ class Workload:
         return self.unique * max(1, self.pages_per_block)
 
     async def active(self, cache: TieredCache[Any]) -> AsyncIterator[ActiveRequest]:
-        """The requests, one after the other, each started when it is asked for."""
+        """The requests, one after the other; none has begun."""
         if isinstance(self.trace, RequestTrace):
             for request in self.trace.requests(self.limit):
-                yield await PrefixLoad.start(request, self.pages_per_block, cache)
+                yield PrefixLoad(request, self.pages_per_block, cache)
             return
         object_ids = await self._open_objects(self.trace, cache)
         for page_request in self.trace.requests(self.limit):

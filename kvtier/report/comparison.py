@@ -73,14 +73,20 @@ def agreements(runs: Sequence[Run]) -> list[Agreement]:
     """What became of all decisions, for every two or more runs that must decide alike.
 
     Those are complete runs of one trace, seed, page size, chain and concurrency, with the same
-    tiers and the same way to read and write the origin. Engines, devices and models may differ.
+    tiers and the same way to read and write the origin, in waves: in any other drive decisions
+    depend on time. Engines, devices and models may differ.
     """
-    complete = [run for run in runs if run.result["complete"]]
+    complete = [run for run in runs if run.result["complete"] and is_timeless(run.result)]
     return [
         Agreement(tuple(alike), tuple(_differing(alike)))
         for alike in _grouped(complete, _decided_by)
         if len(alike) > 1
     ]
+
+
+def is_timeless(result: Values) -> bool:
+    """Its decisions depend on no time: it was driven in waves, as all of older versions were."""
+    return find(result, "drive.kind") in (None, "waves")
 
 
 def differing_decisions(results: Sequence[Values]) -> list[str]:

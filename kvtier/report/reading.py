@@ -13,7 +13,9 @@ from typing import Any, Final, Literal
 from kvtier.errors import SettingsError
 from kvtier.report import schema
 
-_ADDED_LATER: Final = frozenset({"name", "by_purpose", "models", "lookups", "delivered"})
+_ADDED_LATER: Final = frozenset(
+    {"name", "by_purpose", "models", "lookups", "delivered", "drive", "requests"}
+)
 """Keys of ``Result`` and ``Series`` that the first files of version 1 do not have."""
 
 _COUNT_MAX: Final = 1 << 63

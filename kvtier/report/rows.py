@@ -103,6 +103,16 @@ READS_PER_ORIGIN_READ: Final = Row(
 )
 
 
+REQUEST_ROWS: Final = (
+    Row("ended", "count", exact),
+    Row("per second", "per_s", format_count),
+    P50,
+    P99,
+    Row("in flight", "in_flight_mean", factor),
+    Row("stalled", "stall_share", percent),
+)
+
+
 def level_rows(page_bytes: int) -> tuple[Row, ...]:
     """The lines of one level, tier or origin."""
     return (

@@ -41,6 +41,33 @@ class Trace(TypedDict):
     page_bytes: int
 
 
+class Drive(TypedDict):
+    """How requests were driven: in waves by ``concurrency`` alone.
+
+    ``compute_s`` is None where the trace says it, too; ``speed`` is of an open loop.
+    """
+
+    kind: Literal["waves", "closed", "open"]
+    concurrency: int
+    compute_s: float | None
+    tick_s: float | None
+    speed: float | None
+
+
+class Requests(TypedDict):
+    """Requests that ended, and their latency from arrival to the last answer.
+
+    ``in_flight_mean`` is the mean over time of those under way, ``stall_share`` the share of their
+    time that they waited for reads and writes and did not compute.
+    """
+
+    count: int
+    per_s: float | None
+    latency_us: Latency
+    in_flight_mean: float | None
+    stall_share: float | None
+
+
 class Demand(TypedDict):
     """Pages asked for. ``delivered`` are those that were OK; ``bytes`` and ``iops`` count them."""
 
@@ -158,6 +185,8 @@ class Result(TypedDict):
     seed: int
     duration_s: float
     warmup: dict[str, Any] | None
+    drive: Drive
+    requests: Requests
     demand: Demand
     batches: Batches
     writes: Writes

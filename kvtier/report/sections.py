@@ -20,11 +20,13 @@ from kvtier.report.rows import (
     QUOTIENT,
     READS,
     READS_PER_ORIGIN_READ,
+    REQUEST_ROWS,
     VERIFY_ROWS,
     Row,
     Values,
     demand_rows,
     exact,
+    factor,
     find,
     iops_row,
     level_keys,
@@ -49,6 +51,8 @@ def headline(result: Values) -> Iterator[Section]:
     yield Section("run", (mode, Row("duration", "duration_s", format_seconds)))
     demand = (READS, BYTES_DELIVERED, iops_row(page_bytes), P50, P99, P999)
     yield _section("demand", "demand", demand)
+    if find(result, "drive.kind") not in (None, "waves"):
+        yield _section("requests", "requests", REQUEST_ROWS)
     yield _section("coalescing", "coalescing", COALESCING_ROWS[:2])
     for name, key in level_keys(result).items():
         device = (DEVICE_READS, BYTES_READ, FACTOR) if find(result, f"{key}.device_reads") else ()
@@ -72,6 +76,7 @@ def part_headline(part: Values, page_bytes: int) -> tuple[Row, ...]:
 def every_number(result: Values) -> Iterator[Section]:
     """All counts, rates and latencies of a result, then those of each purpose."""
     yield Section("run", (Row("duration", "duration_s", format_seconds),))
+    yield _section("requests", "requests", REQUEST_ROWS)
     yield from _part_sections(result, "", "")
     for purpose in parts_of(result):
         yield from _part_sections(result, f"by_purpose.{purpose}", f"{purpose}: ")
@@ -101,7 +106,11 @@ def setup(result: Values) -> Iterator[Section]:
             *capacities,
             Row("origin", "config.origin.backend", str),
             Row("coalescing", "config.chain.coalesce", _on),
+            Row("drive", "drive.kind", str),
             Row("requests at once", "config.replay.concurrency", exact),
+            Row("compute", "drive.compute_s", format_seconds),
+            Row("tick", "drive.tick_s", format_seconds),
+            Row("speed", "drive.speed", factor),
             Row("pages per block", "trace.pages_per_block", exact),
         ),
     )

@@ -14,10 +14,13 @@ from rich.text import Text
 from kvtier.report.rows import (
     COALESCING_ROWS,
     LATENCY_ROWS,
+    REQUEST_ROWS,
     VERIFY_ROWS,
     Row,
     Values,
     demand_rows,
+    exact,
+    factor,
     level_rows,
     levels_of,
     parts_of,
@@ -118,6 +121,8 @@ def _summary(result: Values) -> Iterator[tuple[str, str]]:
     yield "demand", _listed(demand_rows(result["trace"]["page_bytes"]), result["demand"])
     yield "latency", _percentiles(result["demand"])
     yield "batches", f"{result['batches']['count']:,}; {_percentiles(result['batches'])}"
+    if "drive" in result:  # an older version drove in waves only
+        yield "requests", f"{_driven(result['drive'])}; {_listed(REQUEST_ROWS, result['requests'])}"
     yield "coalescing", _listed(COALESCING_ROWS, result["coalescing"])
     writes = result["writes"]
     if writes["objects"]:
@@ -127,6 +132,18 @@ def _summary(result: Values) -> Iterator[tuple[str, str]]:
         shares = ", ".join(f"{name} {used:.0%}" for name, used in result["utilisation"].items())
         yield "utilisation", f"{shares}; bottleneck: {result['bottleneck'] or 'none'}"
     yield "verify", _verified(result["verify"])
+
+
+def _driven(drive: Values) -> str:
+    """The kind of drive, and what it was given."""
+    rows = (
+        Row("at once", "concurrency", exact),
+        Row("compute", "compute_s", format_seconds),
+        Row("tick", "tick_s", format_seconds),
+        Row("speed", "speed", factor),
+    )
+    known = tuple(row for row in rows if row.value(drive) is not None)
+    return f"{drive['kind']}, {_listed(known, drive)}"
 
 
 def _percentiles(values: Values) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple, get_args
 
@@ -15,11 +16,15 @@ from kvtier.settings.values import (
     Settings,
     TierName,
     TierSettings,
+    TopologySettings,
 )
 from kvtier.units import format_bytes, format_rate, format_seconds
 
 TIER_ORDER: Final[tuple[TierName, ...]] = get_args(TierName)
 WAYS: Final = (8, 16, 32)
+
+TAIL_RATIO_MAX: Final = 1000
+"""How much longer the 99th percentile of a latency may be than its median."""
 
 _COUNT_MAX: Final = (1 << 31) - 1
 """Bound of every count of pages or requests: far above use, and arithmetic on it stays in i64."""
@@ -57,6 +62,8 @@ def find_problems(settings: Settings) -> Iterator[Problem]:
     yield from _replay_problems(settings.replay)
     yield from _chain_problems(settings.chain)
     yield from _buffer_problems(settings)
+    if settings.topology is not None:
+        yield from _topology_problems(settings.topology)
 
 
 def _level_problems(settings: Settings) -> Iterator[Problem]:
@@ -114,6 +121,39 @@ def _model_problems(prefix: str, model: DeviceModel) -> Iterator[Problem]:
     yield from _outside(f"{prefix}.iops", model.iops, 1, 1e15)
     yield from _outside(f"{prefix}.bandwidth", model.bytes_per_s, 1, 1e18, format_rate)
     yield from _outside(f"{prefix}.devices", model.devices, 1, 1_000_000)
+    yield from _tail_problems(prefix, model)
+    yield from _throttle_problems(prefix, model)
+    yield from _given_outside(f"{prefix}.batch", model.batch, 1, _COUNT_MAX)
+    yield from _given_outside(
+        f"{prefix}.write_latency", model.write_latency_s, 0, 3600, format_seconds
+    )
+    yield from _given_outside(f"{prefix}.write_iops", model.write_iops, 1, 1e15)
+    yield from _given_outside(
+        f"{prefix}.write_bandwidth", model.write_bytes_per_s, 1, 1e18, format_rate
+    )
+
+
+def _tail_problems(prefix: str, model: DeviceModel) -> Iterator[Problem]:
+    if model.tail_latency_s is None:
+        return
+    key = f"{prefix}.tail_latency"
+    if model.latency_s == 0:
+        yield Problem(key, f"{key}: a latency of 0 has no tail; raise {prefix}.latency")
+    else:
+        most_s = TAIL_RATIO_MAX * model.latency_s
+        yield from _outside(key, model.tail_latency_s, model.latency_s, most_s, format_seconds)
+
+
+def _throttle_problems(prefix: str, model: DeviceModel) -> Iterator[Problem]:
+    if model.sustained_iops is None:
+        for name, value in (("burst", model.burst), ("refill", model.refill_s)):
+            if value is not None:
+                key = f"{prefix}.{name}"
+                yield Problem(key, f"{key} is of a throttle: give {prefix}.sustained_iops too")
+        return
+    yield from _outside(f"{prefix}.sustained_iops", model.sustained_iops, 1, 1e15)
+    yield from _given_outside(f"{prefix}.burst", model.burst, 1, _COUNT_MAX)
+    yield from _given_outside(f"{prefix}.refill", model.refill_s, 1e-6, 3600, format_seconds)
 
 
 def _replay_problems(replay: ReplaySettings) -> Iterator[Problem]:
@@ -123,6 +163,9 @@ def _replay_problems(replay: ReplaySettings) -> Iterator[Problem]:
     yield from _outside(
         "replay.series_interval", replay.series_interval_s, 1e-6, 86_400, format_seconds
     )
+    yield from _given_outside("replay.compute", replay.compute_s, 0, 3600, format_seconds)
+    yield from _outside("replay.tick", replay.tick_s, 0, 3600, format_seconds)
+    yield from _outside("replay.speed", replay.speed, 1e-6, 1e9)
 
 
 def _chain_problems(chain: ChainSettings) -> Iterator[Problem]:
@@ -136,6 +179,28 @@ def _chain_problems(chain: ChainSettings) -> Iterator[Problem]:
             f"chain.inflight_pages_max is {chain.inflight_pages_max}: it must hold one whole "
             f"batch, chain.batch_pages_max = {chain.batch_pages_max}",
         )
+
+
+def _topology_problems(topology: TopologySettings) -> Iterator[Problem]:
+    """Ways between parts are looked for when the emulator is opened."""
+    for link in topology.links:
+        yield from _model_problems(f"topology.links.{link.name}.model", link.model)
+        if link.between[0] == link.between[1]:
+            yield Problem(
+                f"topology.links.{link.name}.between",
+                f"topology.links.{link.name}.between: the link ends at {link.between[0]}, where "
+                "it begins",
+            )
+    if topology.issue is not None:
+        yield from _model_problems("topology.issue", topology.issue)
+    levels = (*TIER_ORDER, "origin")
+    for name in topology.places:
+        if name not in levels:
+            near = "".join(difflib.get_close_matches(name, levels, n=1))
+            advice = f"did you mean {near}?" if near else f"levels are {', '.join(levels)}"
+            yield Problem(
+                f"topology.places.{name}", f"topology.places.{name} is no level; {advice}"
+            )
 
 
 def _buffer_problems(settings: Settings) -> Iterator[Problem]:
@@ -169,6 +234,14 @@ def _outside(
     """A problem unless ``low <= value <= high``; not a number is outside."""
     if not low <= value <= high:
         yield Problem(key, f"{key} is {show(value)}: it must be from {show(low)} to {show(high)}")
+
+
+def _given_outside(
+    key: str, value: float | None, low: float, high: float, show: Callable[[float], str] = str
+) -> Iterator[Problem]:
+    """As :func:`_outside`, of what may be left out."""
+    if value is not None:
+        yield from _outside(key, value, low, high, show)
 
 
 def _listed(names: list[TierName] | tuple[TierName, ...]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from kvtier.settings.values import Settings
+from kvtier.settings.values import DeviceModel, Settings
 
 MASK: Final = "***"
 
@@ -23,6 +23,7 @@ _URL_PARAMETER: Final = re.compile(rf"([?&]{_CONFIDENTIAL}=)[^&#\s]*", re.IGNORE
 def to_dict(settings: Settings) -> dict[str, Any]:
     """The settings under the names of their fields, in bytes and seconds.
 
+    What a device model leaves out is left out here too.
     Options named like a secret (token, password, …) and passwords inside URLs read ``***``.
     """
     described = _plain(settings)
@@ -32,9 +33,10 @@ def to_dict(settings: Settings) -> dict[str, Any]:
 
 def _plain(value: object) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)
-        }
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        if isinstance(value, DeviceModel):
+            fields = {name: item for name, item in fields.items() if item is not None}
+        return {name: _plain(item) for name, item in fields.items()}
     if isinstance(value, Mapping):
         return {
             str(key): MASK if _CONFIDENTIAL_KEY.fullmatch(str(key)) else _plain(item)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Final, Literal, NamedTuple
 
 from kvtier.settings.values import DeviceModel, TierName
+from kvtier.ssd import SECTOR_BYTES, STORAGE_NEXT_SLC, SsdModel
 
 DEFAULT_TOML: Final = """
 [tiers.hbm]
@@ -24,6 +25,10 @@ backend = "file"
 """The settings of a run without a file; ``nvme`` and ``origin`` take temporary files."""
 
 
+_UNLIMITED: Final = 1e15
+"""A rate that limits nothing."""
+
+
 class ModelPreset(NamedTuple):
     """A device model, and where its figures come from."""
 
@@ -35,6 +40,16 @@ def _preset(
     name: str, latency_s: float, iops: float, bytes_per_s: float, source: str
 ) -> tuple[str, ModelPreset]:
     return name, ModelPreset(DeviceModel(latency_s, iops, bytes_per_s, preset=name), source)
+
+
+def flash_model(flash: SsdModel) -> DeviceModel:
+    """A device that is built so; its other figures are those of the idle drive and its limits."""
+    return DeviceModel(
+        latency_s=flash.sense_us * 1e-6,
+        iops=flash.peak_iops(SECTOR_BYTES),
+        bytes_per_s=flash.link_bytes_per_s,
+        flash=flash,
+    )
 
 
 MODEL_PRESETS: Final[Mapping[str, ModelPreset]] = dict(
@@ -77,13 +92,14 @@ MODEL_PRESETS: Final[Mapping[str, ModelPreset]] = dict(
             "Micron 9650 (PCIe Gen6) data sheet: 5.5 M random reads/s of 4 KiB, 28 GB/s; the "
             "latency is assumed to be that of Gen5",
         ),
-        _preset(
+        (
             "storage-next",
-            5e-6,
-            57.4e6,
-            11.1e6 * 4096,
-            "Storage-Next SLC drive, base case of arXiv 2511.03944: 57.4 M random reads/s of 512 "
-            "B, 11.1 M/s of 4 KiB, 5 us to sense a page",
+            ModelPreset(
+                replace(flash_model(STORAGE_NEXT_SLC), preset="storage-next"),
+                "Storage-Next SLC drive, base case of arXiv 2511.03944, with its planes, channels "
+                "and link: at most 57.4 M random reads and writes per second of 512 B, nine reads "
+                "to a write, 11.1 M of 4 KiB; 5 us to sense a page",
+            ),
         ),
         _preset(
             "100gbe-server",
@@ -100,6 +116,45 @@ MODEL_PRESETS: Final[Mapping[str, ModelPreset]] = dict(
             50e9,
             "a server over 400 GbE: the line's 50 GB/s, four host cores of 1 M requests/s each, "
             "and 50 us for the round trip through the network stacks of two hosts",
+        ),
+        _preset(
+            "pcie-gen5-x16",
+            0.5e-6,
+            _UNLIMITED,
+            55e9,
+            "PCIe Gen5 x16, one direction: 55 GB/s measured for copies; 0.5 us is assumed",
+        ),
+        _preset(
+            "pcie-gen5-x16-p2p",
+            0.5e-6,
+            _UNLIMITED,
+            44.5e9,
+            "PCIe Gen5 x16, one direction, drives that write straight into a GPU: the 44 to 45 "
+            "GB/s of payload that AiSIO reports; 0.5 us is assumed",
+        ),
+        _preset(
+            "pcie-gen6-x16",
+            0.5e-6,
+            _UNLIMITED,
+            110e9,
+            "PCIe Gen6 x16, one direction: 128 GB/s nominal, assumed to carry the share of it that "
+            "Gen5 does (55 of 64); 0.5 us is assumed",
+        ),
+        _preset("100gbe", 5e-6, _UNLIMITED, 12.5e9, "100 GbE: the line's rate; 5 us is assumed"),
+        _preset("400gbe", 5e-6, _UNLIMITED, 50e9, "400 GbE: the line's rate; 5 us is assumed"),
+        _preset(
+            "host-core",
+            0.0,
+            1e6,
+            _UNLIMITED,
+            "one core of a host issues about 1 M I/Os per second",
+        ),
+        _preset(
+            "gpu-sm",
+            0.0,
+            4e6,
+            _UNLIMITED,
+            "one SM of a GPU issues about 4 M I/Os per second",
         ),
     ]
 )

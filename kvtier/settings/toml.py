@@ -18,13 +18,14 @@ from typing import Any, Final, Literal, TypeVar
 
 from kvtier.errors import SettingsError
 from kvtier.settings.checks import TIER_ORDER, find_problems
-from kvtier.settings.presets import DEFAULT_TOML, MODEL_PRESETS
-from kvtier.settings.values import DeviceModel, Settings, TierSettings
+from kvtier.settings.presets import DEFAULT_TOML, MODEL_PRESETS, flash_model
+from kvtier.settings.values import DeviceModel, LinkSettings, Settings, TierSettings
+from kvtier.ssd import SsdModel
 from kvtier.units import parse_bytes, parse_rate, parse_seconds
 
 T = TypeVar("T")
 
-_KEYS: Final = {"page_bytes": "page_bytes", "bytes_per_s": "bandwidth"}
+_UNITS: Final = ("_bytes", "_s", "_us", "_ns")
 _SCALARS: Final[Mapping[type, str]] = {
     bool: "true or false",
     int: "a whole number",
@@ -170,12 +171,16 @@ def _build(
             raise place.at(key).unknown(known)
         name = known[key].name
         values[name] = _convert(hints[name], name, value, place.at(key))
-    if base is not None:
+    if base is None:
+        for key, field in known.items():
+            if key not in table and _is_required(field):
+                raise place.refusal(f"{place.at(key).key} is missing: it has no default")
+    try:
+        if base is None:
+            return typing.cast("T", kind(**values))
         return typing.cast("T", dataclasses.replace(typing.cast("Any", base), **values))
-    for key, field in known.items():
-        if key not in table and _is_required(field):
-            raise place.refusal(f"{place.at(key).key} is missing: it has no default")
-    return typing.cast("T", kind(**values))
+    except SettingsError as error:  # of the dataclass itself; it begins with the field
+        raise place.refusal(f"{place.key}.{error}") from error
 
 
 def _is_required(field: dataclasses.Field[Any]) -> bool:
@@ -185,23 +190,29 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
 
 def toml_key(field_name: str) -> str:
     """The key of a field in TOML."""
-    return _KEYS.get(field_name, field_name.removesuffix("_bytes").removesuffix("_s"))
+    if field_name == "page_bytes":
+        return field_name
+    if field_name.endswith("bytes_per_s"):
+        return field_name.removesuffix("bytes_per_s") + "bandwidth"
+    for unit in _UNITS:
+        field_name = field_name.removesuffix(unit)
+    return field_name
 
 
 def _convert(hint: Any, name: str, value: object, place: _Place) -> object:
     """``value`` as the type and the unit of the field ``name``."""
     if typing.get_origin(hint) is types.UnionType:
         hint = next(option for option in typing.get_args(hint) if option is not types.NoneType)
-    if hint == tuple[TierSettings, ...]:
-        return _build_tiers(value, place)
+    if hint in _BUILDERS:
+        return _BUILDERS[hint](value, place)
     if typing.get_origin(hint) is Literal:
         return _choose(typing.get_args(hint), value, place)
     if typing.get_origin(hint) is Mapping:
         if not isinstance(value, dict):
             raise place.wrong(value, "a table")
+        if typing.get_args(hint)[1] is str:
+            value = {key: _scalar(str, item, place.at(key)) for key, item in value.items()}
         return types.MappingProxyType(value)
-    if hint is DeviceModel:
-        return _build_model(value, place)
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast("type", hint), value, place)
     parse = _parser_of(name)
@@ -223,19 +234,48 @@ def _build_tiers(table: object, place: _Place) -> tuple[TierSettings, ...]:
     return tuple(tier for tier in tiers if tier.capacity_bytes)
 
 
+def _build_links(table: object, place: _Place) -> tuple[LinkSettings, ...]:
+    if not isinstance(table, dict):
+        raise place.wrong(table, "a table")
+    return tuple(
+        _build(LinkSettings, link, place.at(name), name=name) for name, link in table.items()
+    )
+
+
+def _pair(value: object, place: _Place) -> tuple[str, str]:
+    match value:
+        case [str(one), str(other)]:
+            return one, other
+    raise place.wrong(value, "the two parts that it links, as ['gpu', 'switch']")
+
+
 def _build_model(table: object, place: _Place) -> DeviceModel:
-    """A device model; its preset, if it names one, gives what it leaves out."""
-    if not isinstance(table, dict) or "preset" not in table:
-        return _build(DeviceModel, table, place)
-    name = _choose(tuple(MODEL_PRESETS), table["preset"], place.at("preset"))
-    return _build(DeviceModel, table, place, base=MODEL_PRESETS[name].model)
+    """A device model; its preset, or how its flash is built, gives what it leaves out."""
+    base = None
+    if isinstance(table, dict) and "preset" in table:
+        name = _choose(tuple(MODEL_PRESETS), table["preset"], place.at("preset"))
+        base = MODEL_PRESETS[name].model
+    elif isinstance(table, dict) and "flash" in table:
+        base = flash_model(_build(SsdModel, table["flash"], place.at("flash")))
+    return _build(DeviceModel, table, place, base=base)
+
+
+_BUILDERS: Final[Mapping[Any, Callable[[object, _Place], object]]] = {
+    tuple[TierSettings, ...]: _build_tiers,
+    tuple[LinkSettings, ...]: _build_links,
+    tuple[str, str]: _pair,
+    DeviceModel: _build_model,
+}
 
 
 def _parser_of(field_name: str) -> Callable[[object, str], int | float] | None:
     if field_name.endswith("_bytes"):
         return parse_bytes
-    if field_name == "bytes_per_s":
+    if field_name.endswith("bytes_per_s"):
         return parse_rate
+    for unit, per_s in (("_us", 1e6), ("_ns", 1e9)):
+        if field_name.endswith(unit):
+            return lambda value, key: parse_seconds(value, key) * per_s
     return parse_seconds if field_name.endswith("_s") else None
 
 

@@ -9,23 +9,38 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from kvtier.pages import PAGE_BYTES_DEFAULT
+from kvtier.ssd import SsdModel
 
 TierName = Literal["hbm", "dram", "nvme"]
 WriteRule = Literal["through", "none"]
 Device = Literal["auto", "cuda", "cpu"]
 Engine = Literal["threads", "aiofiles"]
+Drive = Literal["waves", "closed", "open"]
+RouteKind = Literal["p2p", "host"]
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceModel:
-    """A device in virtual time: fixed latency, and the slower of an operation and a byte rate.
+    """A device in virtual time: a latency, and the slower of an operation and a byte rate.
+
+    The first three are enough. What is None describes nothing; ``kvtier calibrate`` finds the
+    rest out, and :mod:`kvtier.emulator.queueing` says how each acts.
 
     Attributes:
-        latency_s: from the start of an operation until its bytes are usable, on an idle device.
+        latency_s: from the start of an operation until its bytes are usable, on an idle device;
+            the median where there is a ``tail_latency_s``.
         iops: operations started per second.
         bytes_per_s: bandwidth, decimal.
         devices: so many alike share the load evenly, as striped drives do.
         preset: where the figures come from; in TOML, the preset that gives those left out.
+        tail_latency_s: 99th percentile of ``latency_s``; None: every operation takes as long.
+        batch: operations that are taken together, worked off in turn and pay ``latency_s`` once,
+            as the disk of a virtual machine does; None: each pays its own, beside the others.
+        sustained_iops: operations per second that a throttle lets through; None: no throttle.
+        burst: operations that it lets through at once after a pause.
+        refill_s: it lets more through in steps of so long; None: one by one.
+        write_latency_s, write_iops, write_bytes_per_s: of writes; None: as of reads.
+        flash: a drive as it is built, with its own queues; the figures above then only describe it.
     """
 
     latency_s: float
@@ -33,6 +48,15 @@ class DeviceModel:
     bytes_per_s: float
     devices: int = 1
     preset: str = "custom"
+    tail_latency_s: float | None = None
+    batch: int | None = None
+    sustained_iops: float | None = None
+    burst: int | None = None
+    refill_s: float | None = None
+    write_latency_s: float | None = None
+    write_iops: float | None = None
+    write_bytes_per_s: float | None = None
+    flash: SsdModel | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +138,8 @@ class ReplaySettings:
     """How a trace is driven.
 
     Attributes:
-        concurrency: requests active at once; each wave takes the next batch of every one.
+        concurrency: requests under way at once. A wave takes the next batch of every one; in an
+            open loop, those that come while so many are under way wait.
         pages_per_block: pages that stand for one KV block of a request trace; fewer than the
             model's geometry gives is reported as *scaled*. 0 takes 4 in a replay, whose bytes
             really move, and the full geometry in a simulation.
@@ -122,6 +147,15 @@ class ReplaySettings:
         verify_share: share of delivered pages whose bytes are checked.
         series_interval_s: seconds between two points of the report's series, at least; a long
             run doubles it until the points are few enough.
+        drive: ``waves``: the next batches of all active requests together, one wave after the
+            other. ``closed``: each request goes on by itself, and the next one comes when one
+            ends. ``open``: requests come at their recorded times.
+        compute_s: in a closed or an open loop, how long a request computes between the answer of
+            a batch and its next one. None takes 0 in a closed loop, and in an open loop the
+            recorded time between the two batches.
+        tick_s: in virtual time, batches are issued at multiples of it, and those of one moment
+            share a chain batch. On the wall clock those do that are ready at once.
+        speed: recorded times of an open loop are divided by it.
     """
 
     concurrency: int = 64
@@ -129,6 +163,49 @@ class ReplaySettings:
     model: str = "llama-3-8b"
     verify_share: float = 1 / 16
     series_interval_s: float = 0.01
+    drive: Drive = "waves"
+    compute_s: float | None = None
+    tick_s: float = 10e-6
+    speed: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSettings:
+    """A link between two parts: PCIe, a NIC's port, a network. Both directions are alike.
+
+    Attributes:
+        name: of the link.
+        between: the two parts; a part is there as soon as a link names it.
+        model: of one direction: latency, and the slower of a message and a byte rate.
+    """
+
+    name: str
+    between: tuple[str, str]
+    model: DeviceModel
+
+
+@dataclass(frozen=True, slots=True)
+class TopologySettings:
+    """A machine as a graph.
+
+    Attributes:
+        links: of which all routes are made.
+        places: the part that each level is at, by its name (``hbm``, ``dram``, ``nvme``,
+            ``origin``); a level without a place is beside the GPU, no link between them.
+        gpu: the part that needs the pages.
+        host: the part that a route of the kind ``host`` passes.
+        route: whether pages of drives and of the origin go to the GPU by the shortest way
+            (``p2p``) or through the host's memory (``host``).
+        issue: what starts the operations of drives and of the origin, and how many per second it
+            can: host cores or SMs of the GPU (``devices``); None: as many as there are.
+    """
+
+    links: tuple[LinkSettings, ...]
+    places: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    gpu: str = "gpu"
+    host: str = "host"
+    route: RouteKind = "p2p"
+    issue: DeviceModel | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +218,8 @@ class Settings:
         device: where the ``hbm`` tier lives; ``auto`` takes a GPU where there is one.
         tiers: the cache tiers, fastest first; may be empty if there is an origin.
         origin: the last level, or None: a page that no tier has is then ABSENT.
+        topology: the links that pages travel over in virtual time; None: those of each level's
+            model alone.
     """
 
     page_bytes: int = PAGE_BYTES_DEFAULT
@@ -150,3 +229,4 @@ class Settings:
     origin: OriginSettings | None = None
     chain: ChainSettings = ChainSettings()
     replay: ReplaySettings = ReplaySettings()
+    topology: TopologySettings | None = None

@@ -4,6 +4,7 @@
 """
 
 from kvtier.trace.footprint import Footprint, footprint
+from kvtier.trace.generators import RandomReads, write_random_reads
 from kvtier.trace.geometry import GEOMETRIES, ModelGeometry, geometry
 from kvtier.trace.importing import FORMATS, format_options, import_trace
 from kvtier.trace.inspection import inspect_trace
@@ -23,6 +24,7 @@ __all__ = [
     "ModelGeometry",
     "PageRequest",
     "PageTrace",
+    "RandomReads",
     "Request",
     "RequestTrace",
     "Trace",
@@ -37,5 +39,6 @@ __all__ = [
     "inspect_trace",
     "open_trace",
     "write_page_io",
+    "write_random_reads",
     "write_requests",
 ]

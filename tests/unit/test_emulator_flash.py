@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from kvtier.emulator.flash import NOW_NS_MAX, PLANES_MAX, FlashCounts, FlashQueues
-from kvtier.emulator.ssd import STORAGE_NEXT_SLC as SLC
-from kvtier.emulator.ssd import SsdModel
 from kvtier.errors import LimitError, SettingsError
 from kvtier.index.hashing import U64_MASK, fmix64_int, seed_word
 from kvtier.jit import JIT_DISABLED
 from kvtier.pages import I64, U64, Bool
+from kvtier.ssd import STORAGE_NEXT_SLC as SLC
+from kvtier.ssd import SsdModel
 
 TLC = SsdModel(
     channels=16,

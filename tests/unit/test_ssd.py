@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtier.emulator.ssd import STORAGE_NEXT_SLC as SLC
-from kvtier.emulator.ssd import SsdModel
 from kvtier.errors import SettingsError
+from kvtier.ssd import STORAGE_NEXT_SLC as SLC
+from kvtier.ssd import SsdModel
 
 TLC = SsdModel(
     channels=16,

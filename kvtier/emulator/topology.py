@@ -1,0 +1,121 @@
+"""A machine as a graph: which links a page passes, and who else uses them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from kvtier.emulator.device import ModelledDevice
+from kvtier.emulator.station import Route, Station
+from kvtier.errors import SettingsError
+from kvtier.settings import LinkSettings, TopologySettings
+
+
+class Hop(NamedTuple):
+    """One link of a way, in the direction in which it is passed."""
+
+    link: str
+    source: str
+    target: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.link} ({self.source} to {self.target})"
+
+
+class Topology:
+    """Links as stations: one for each direction, shared by all routes that pass it.
+
+    Args:
+        settings: the graph.
+
+    Raises:
+        SettingsError: two links have one name.
+    """
+
+    def __init__(self, settings: TopologySettings) -> None:
+        self._settings = settings
+        self._neighbours = _neighbours(settings.links)
+        self._models = {link.name: link.model for link in settings.links}
+        self._links: dict[str, Station] = {}
+        self._issue = None if settings.issue is None else ModelledDevice(settings.issue)
+
+    @property
+    def stations(self) -> Mapping[str, Station]:
+        """By name: every direction of a link that some route passes, and ``issue``."""
+        issue = {} if self._issue is None else {"issue": self._issue}
+        return {**issue, **self._links}
+
+    def way(self, level: str, *, is_device: bool) -> list[Hop]:
+        """The links from a level to the GPU, nearest first.
+
+        Args:
+            level: its name.
+            is_device: a drive or the origin, whose pages may have to go through the host.
+
+        Raises:
+            SettingsError: the level is placed at no part, or there is no way.
+        """
+        settings = self._settings
+        place = settings.places.get(level, settings.gpu)
+        if is_device and settings.route == "host" and place != settings.host:
+            to_host = self._shortest(level, place, settings.host)
+            return to_host + self._shortest(level, settings.host, settings.gpu)
+        return self._shortest(level, place, settings.gpu)
+
+    def route(self, level: str, device: Station, *, is_device: bool) -> Route:
+        """What pages pass between a level's own device and the GPU; arguments as of :meth:`way`."""
+        issue = () if self._issue is None or not is_device else (self._issue,)
+        way = self.way(level, is_device=is_device)
+        back = [Hop(hop.link, hop.target, hop.source) for hop in reversed(way)]
+        return Route(
+            reads=(*issue, device, *map(self._station, way)),
+            writes=(*issue, *map(self._station, back), device),
+        )
+
+    def _station(self, hop: Hop) -> Station:
+        if hop.name not in self._links:
+            self._links[hop.name] = ModelledDevice(self._models[hop.link])
+        return self._links[hop.name]
+
+    def _shortest(self, level: str, source: str, target: str) -> list[Hop]:
+        """The way of fewest links; of equals, that of the links named first."""
+        for part in (source, target):
+            if part not in self._neighbours and source != target:
+                raise SettingsError(
+                    f"topology: {level} needs a way from {source} to {target}, and no link ends "
+                    f"at {part}: there are {', '.join(self._neighbours) or 'no parts'}"
+                )
+        came_by: dict[str, Hop] = {}
+        queue = deque([source])
+        while queue and target not in came_by:
+            for hop in self._neighbours.get(queue.popleft(), ()):
+                if hop.target != source and hop.target not in came_by:
+                    came_by[hop.target] = hop
+                    queue.append(hop.target)
+        if source != target and target not in came_by:
+            raise SettingsError(
+                f"topology: there is no way from {source}, where {level} is, to {target}: add the "
+                "links that are missing"
+            )
+        way: list[Hop] = []
+        part = target
+        while part != source:
+            way.append(came_by[part])
+            part = came_by[part].source
+        return way[::-1]
+
+
+def _neighbours(links: Sequence[LinkSettings]) -> dict[str, list[Hop]]:
+    """The hops that leave each part."""
+    neighbours: dict[str, list[Hop]] = {}
+    seen: set[str] = set()
+    for link in links:
+        one, other = link.between
+        if link.name in seen:
+            raise SettingsError(f"topology: there are two links named {link.name}")
+        seen.add(link.name)
+        neighbours.setdefault(one, []).append(Hop(link.name, one, other))
+        neighbours.setdefault(other, []).append(Hop(link.name, other, one))
+    return neighbours
