@@ -1,10 +1,10 @@
 """Page reads simulated per second: four tiers with device queues, in virtual time.
 
 Reads of a zipf distribution (0.99) go through ``hbm``, ``dram``, ``nvme`` and a remote origin, in
-waves, one owner thread, no bytes. Beside it, for scale, libCacheSim's LRU on the same ids: one tier,
-no time, no devices (``pip install libcachesim``; the column stays empty without it). Both run
-interleaved. The last row reads on for 50 million pages (5 with ``--quick``) and tells how much memory
-that took.
+waves, one owner thread, no bytes. Beside it, for scale, libCacheSim's LRU on the same ids: one
+tier, no time, no devices (``pip install libcachesim``; the column stays empty without it). Both
+run interleaved. The last row reads on for 50 million pages (5 with ``--quick``) and tells how much
+memory that took.
 
     python bench/emulator.py [--quick] [--json FILE]
 """

@@ -17,7 +17,9 @@ from typing import Any, Final, TypeVar
 
 from kvtier.cli.outcome import Exit, complain
 from kvtier.errors import KvtierError, SettingsError
+from kvtier.pages import check_page_bytes
 from kvtier.settings import OriginSettings, Settings, load_settings, parse_assignment
+from kvtier.units import parse_bytes
 
 T = TypeVar("T")
 
@@ -58,6 +60,48 @@ def simulate(arguments: argparse.Namespace) -> Exit:
             notify=progress.notify,
         )
     return _deliver(_named(result, arguments.name), arguments.json, arguments.html)
+
+
+def size(arguments: argparse.Namespace) -> Exit:
+    """``kvtier size``: the cheapest tiers with which a trace meets its targets."""
+    overrides = list(arguments.overrides)
+    if arguments.pages_per_block is not None:
+        overrides.append(f"replay.pages_per_block={arguments.pages_per_block}")
+    settings = load_settings(arguments.config, overrides)
+    _check_targets(arguments.json)
+    _check_targets(arguments.out)
+    if arguments.out is not None and arguments.out == arguments.json:
+        raise SettingsError(f"--out {arguments.out}: --json names the same file; name another")
+    from kvtier.cli.progress import LateProgress
+    from kvtier.report.json_file import STDOUT, write_json, write_text
+    from kvtier.sizing import SizingTask, load_prices, parse_bounds, parse_target, size_trace
+    from kvtier.sizing.configuration import configuration_toml, confirming_command
+    from kvtier.sizing.terminal import print_sizing
+
+    task = SizingTask(
+        arguments.trace,
+        settings,
+        [parse_target(text) for text in arguments.targets],
+        load_prices(arguments.prices),
+        parse_bounds(arguments.bounds, [tier.name for tier in settings.tiers]),
+        arguments.limit,
+        arguments.budget,
+        arguments.exhaustive,
+    )
+    with LateProgress("size") as progress:
+        result = size_trace(task, progress=progress.update, notify=progress.notify)
+    if arguments.out is not None:
+        write_text(arguments.out, configuration_toml(arguments.config, overrides, result))
+    if arguments.json is not None:
+        write_json(arguments.json, result)
+    if STDOUT not in (arguments.json, arguments.out):
+        print_sizing(result, _console())
+        command = confirming_command(result, arguments.config, arguments.overrides, arguments.out)
+        sys.stdout.write(f"confirm with: {command}\n")
+    if not result["complete"]:
+        complain("interrupted; this is the cheapest that was found until then")
+        return Exit.INTERRUPTED
+    return Exit.DONE
 
 
 def report(arguments: argparse.Namespace) -> Exit:
@@ -121,6 +165,35 @@ def serve(arguments: argparse.Namespace) -> Exit:
 
     host, port = arguments.host, arguments.port
     run_async(run(origin, host, port, _announce, settings.page_bytes, token=token))
+    return Exit.DONE
+
+
+def calibrate(arguments: argparse.Namespace) -> Exit:
+    """``kvtier calibrate``: a device measured, and its model written as settings."""
+    size_bytes = _size_bytes(arguments.size, "--size")
+    page_bytes = _size_bytes(arguments.page_bytes, "--page-bytes")
+    check_page_bytes(page_bytes)
+    _check_targets(arguments.json)
+    _check_targets(arguments.out)
+    from kvtier.calibration import calibrate, to_mapping, to_text, to_toml
+    from kvtier.cli.progress import LateProgress
+    from kvtier.report.json_file import STDOUT, write_json, write_text
+
+    with LateProgress("calibrate") as progress:
+        calibration = calibrate(
+            arguments.path,
+            seconds=arguments.seconds,
+            size_bytes=size_bytes,
+            page_bytes=page_bytes,
+            write=arguments.write,
+            progress=progress.update,
+            notify=progress.notify,
+        )
+    write_text(arguments.out, to_toml(calibration))
+    if arguments.json is not None:
+        write_json(arguments.json, to_mapping(calibration))
+    if STDOUT not in (arguments.json, arguments.out):
+        sys.stdout.write(to_text(calibration))
     return Exit.DONE
 
 
@@ -238,6 +311,11 @@ def _origin_to_serve(settings: Settings, arguments: argparse.Namespace) -> Origi
     if settings.origin is None or not chosen:
         raise SettingsError("nothing to serve: give --backend NAME, or an [origin] in --config")
     return settings.origin
+
+
+def _size_bytes(text: str, flag: str) -> int:
+    """A size with its unit, or plain bytes."""
+    return parse_bytes(int(text) if text.isdecimal() else text, flag)
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:

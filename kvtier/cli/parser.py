@@ -45,9 +45,11 @@ def build_parser() -> argparse.ArgumentParser:
         add("simulate", help="drive a trace in virtual time, on modelled devices"),
         commands.simulate,
     )
+    _add_size(add("size", help="find the cheapest tiers with which a trace meets a target"))
     _add_report(add("report", help="show results of runs again, or side by side"))
     _add_import(add("import", help="turn a foreign trace into kvtier's format"))
     _add_inspect(add("inspect", help="say what is in a trace"))
+    _add_calibrate(add("calibrate", help="measure a device, and write its model as settings"))
     _add_serve(add("serve", help="export a backend to other hosts"))
     _finish(
         add("doctor", help="what this machine can do, and what it lacks"),
@@ -64,21 +66,56 @@ def _add_run(parser: argparse.ArgumentParser, command: Command) -> None:
         choices=typing.get_args(Device),
         help="where the hbm tier lives: on a GPU, on the CPU, or on a GPU if there is one",
     )
-    parser.add_argument(
-        "--limit", type=_at_least(1), metavar="REQUESTS", help="take only the first requests"
-    )
-    parser.add_argument(
-        "--pages-per-block",
-        type=_at_least(1),
-        metavar="N",
-        help="pages that stand for one KV block (4 in replay, all of the model's in simulate)",
-    )
+    _add_scale(parser)
     parser.add_argument(
         "--name", type=_words, metavar="TEXT", help="what reports call this run (its mode)"
     )
     _add_json(parser)
     _add_html(parser)
     _finish(parser, command)
+
+
+def _add_size(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("trace", type=Path, metavar="TRACE", help="a Parquet trace")
+    parser.add_argument(
+        "--target",
+        dest="targets",
+        action="append",
+        required=True,
+        metavar="NAME=VALUE",
+        help="hit_rate=0.5, p50=100us, p99=2ms, iops=1M, origin_iops=50k, years=5; may be given "
+        "again, and then all must be met",
+    )
+    parser.add_argument(
+        "--max",
+        dest="bounds",
+        action="append",
+        default=[],
+        metavar="TIER=SIZE,…",
+        help="the largest capacities to try, e.g. hbm=80GiB,dram=1TiB; 0 leaves a tier out",
+    )
+    parser.add_argument(
+        "--prices", type=Path, metavar="F.toml", help="in the place of the assumed prices"
+    )
+    parser.add_argument(
+        "--budget",
+        type=_at_least(1),
+        default=60,
+        metavar="N",
+        help="simulations at most (%(default)s)",
+    )
+    parser.add_argument(
+        "--exhaustive",
+        action="store_true",
+        help="simulate every configuration that is cheaper than the answer",
+    )
+    _add_settings(parser)
+    _add_scale(parser)
+    parser.add_argument(
+        "--out", type=Path, metavar="F.toml", help="write the answer as settings for simulate"
+    )
+    _add_json(parser)
+    _finish(parser, commands.size)
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
@@ -110,6 +147,25 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     _finish(parser, commands.inspect)
 
 
+def _add_calibrate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "path", type=Path, metavar="PATH", help="a directory for a temporary file, or a file"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="F.toml", help="the settings to write"
+    )
+    parser.add_argument(
+        "--seconds", type=_at_least(1), default=20, metavar="N", help="to measure for (%(default)s)"
+    )
+    parser.add_argument("--size", default="1GiB", help="of the file (%(default)s)")
+    parser.add_argument("--page-bytes", default="4KiB", metavar="SIZE", help="(%(default)s)")
+    parser.add_argument(
+        "--write", action="store_true", help="OVERWRITE the file at PATH to measure writes too"
+    )
+    _add_json(parser)
+    _finish(parser, commands.calibrate)
+
+
 def _add_serve(parser: argparse.ArgumentParser) -> None:
     _add_settings(parser)
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (%(default)s)")
@@ -131,6 +187,18 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY=VALUE",
         help="one setting, e.g. tiers.dram.capacity=1GiB; may be given again",
+    )
+
+
+def _add_scale(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--limit", type=_at_least(1), metavar="REQUESTS", help="take only the first requests"
+    )
+    parser.add_argument(
+        "--pages-per-block",
+        type=_at_least(1),
+        metavar="N",
+        help="pages that stand for one KV block (4 in replay, all of the model's in simulate)",
     )
 
 

@@ -15,13 +15,16 @@ from kvtier.report import schema
 from kvtier.settings import (
     ChainSettings,
     DeviceModel,
+    LinkSettings,
     OriginSettings,
     ReplaySettings,
     Settings,
     TierSettings,
+    TopologySettings,
     load_settings,
 )
 from kvtier.settings.toml import toml_key
+from kvtier.ssd import SsdModel
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,7 +35,17 @@ def text(name: str) -> str:
 
 def test_every_setting_is_documented() -> None:
     documented = set(re.findall(r"[a-z_]+", text("docs/settings.md")))
-    kinds = (Settings, TierSettings, OriginSettings, ChainSettings, ReplaySettings, DeviceModel)
+    kinds = (
+        Settings,
+        TierSettings,
+        OriginSettings,
+        ChainSettings,
+        ReplaySettings,
+        DeviceModel,
+        SsdModel,
+        TopologySettings,
+        LinkSettings,
+    )
     keys = {toml_key(field.name) for kind in kinds for field in dataclasses.fields(kind)}
     assert keys - {"name"} - documented == set()
 
@@ -56,7 +69,7 @@ def test_every_key_of_a_result_is_documented() -> None:
 
 
 def test_every_command_is_in_the_readme() -> None:
-    names = re.findall(r"^    ([a-z]+) ", build_parser().format_help(), re.MULTILINE)
+    names = re.findall(r"^    ([a-z]+)(?: |$)", build_parser().format_help(), re.MULTILINE)
     assert "replay" in names
     for name in names:
         assert re.search(rf"^kvtier {name}\b", text("README.md"), re.MULTILINE), name

@@ -1,0 +1,197 @@
+"""A calibrated model beside the device that it describes, as fio finds it afterwards.
+
+A file on the device is calibrated, and right after that fio reads it at random, at several depths,
+with O_DIRECT and io_uring; all of it several times, because a shared disk is not the same for long.
+The ratio is that of the medians: what the models predict, over what fio finds. One of IOPS is
+*within* at 10 %; one of a 99th percentile at 25 %, or at what fio's own repetitions differ by if
+that is more. fio must be on the PATH.
+
+    python bench/calibration.py [--quick] [--json FILE] [--directory DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kvtier.calibration import Calibration, Load, calibrate, predict, to_mapping
+
+PAGE_BYTES = 4096
+DEPTHS = (1, 4, 16, 64, 128)
+IOPS_TOLERANCE = 0.10
+P99_TOLERANCE = 0.25
+CHUNK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much is measured.
+
+    Attributes:
+        file_bytes: of the file that both read.
+        rounds: calibrations, each with fio after it.
+        calibration_s: seconds of one.
+        fio_s: seconds of fio at each depth.
+    """
+
+    file_bytes: int
+    rounds: int
+    calibration_s: float
+    fio_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What fio found in one turn; the latency from submission on, as the model has it."""
+
+    iops: float
+    p99_us: float
+
+
+QUICK = Scale(file_bytes=256 << 20, rounds=3, calibration_s=4, fio_s=0.5)
+FULL = Scale(file_bytes=1 << 30, rounds=9, calibration_s=10, fio_s=2)
+
+
+def main(scale: Scale, directory: Path | None, seed: int) -> dict[str, Any]:
+    load_before = os.getloadavg()
+    with tempfile.TemporaryDirectory(prefix="kvtier-bench-", dir=directory) as name:
+        path = Path(name) / "pages"
+        fill(path, scale.file_bytes, seed)
+        rounds = [
+            (calibrate(path, seconds=scale.calibration_s, seed=seed), measure(path, scale.fio_s))
+            for _ in range(scale.rounds)
+        ]
+    last = rounds[-1][0]
+    environment = last.environment | {
+        "fio": fio_version(),
+        "device": last.device,
+        "direct": last.direct,
+        "load_average_before": load_before,
+        "load_average_after": os.getloadavg(),
+    }
+    rows = [row for depth in DEPTHS for row in compare(rounds, depth)]
+    models = [to_mapping(calibration)["model"] for calibration, _ in rounds]
+    return {"environment": environment, "seed": seed, "rows": rows, "models": models}
+
+
+def fill(path: Path, size_bytes: int, seed: int) -> None:
+    """Random bytes, written through to the device."""
+    rng = np.random.default_rng(seed)
+    with path.open("wb") as file:
+        for _ in range(0, size_bytes, CHUNK_BYTES):
+            file.write(rng.bytes(CHUNK_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def measure(path: Path, seconds: float) -> dict[int, Turn]:
+    """What fio finds at each depth."""
+    return {depth: fio(path, depth, seconds) for depth in DEPTHS}
+
+
+def fio(path: Path, depth: int, seconds: float) -> Turn:
+    command = [
+        *("fio", "--name=device", f"--filename={path}", "--rw=randread", f"--bs={PAGE_BYTES}"),
+        *("--direct=1", "--ioengine=io_uring", f"--iodepth={depth}", "--randrepeat=0"),
+        *("--time_based", f"--runtime={seconds:g}s", f"--ramp_time={seconds / 4:g}s"),
+        *("--lat_percentiles=1", "--clat_percentiles=0", "--output-format=json"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"bench/calibration.py: fio failed: {done.stderr.strip()}")
+    read = json.loads(done.stdout)["jobs"][0]["read"]
+    return Turn(read["iops"], read["lat_ns"]["percentile"]["99.000000"] / 1e3)
+
+
+def fio_version() -> str:
+    if shutil.which("fio") is None:
+        raise SystemExit("bench/calibration.py: fio is not on the PATH; install it")
+    return subprocess.run(
+        ["fio", "--version"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def compare(rounds: list[tuple[Calibration, dict[int, Turn]]], depth: int) -> list[dict[str, Any]]:
+    """Rows of one depth: IOPS and 99th percentile, predicted beside measured."""
+    load = Load(depth, PAGE_BYTES)
+    predicted = [predict(calibration.model, load) for calibration, _ in rounds]
+    measured = [turns[depth] for _, turns in rounds]
+    name = f"random {PAGE_BYTES} B reads, depth {depth}"
+    tails = [turn.p99_us for turn in measured]
+    return [
+        row(
+            name,
+            "IOPS",
+            [done.iops for done in predicted],
+            [turn.iops for turn in measured],
+            IOPS_TOLERANCE,
+        ),
+        row(
+            f"{name}, p99",
+            "us",
+            [done.latency_s(0.99) * 1e6 for done in predicted],
+            tails,
+            max(P99_TOLERANCE, spread(tails)),
+        ),
+    ]
+
+
+def row(
+    case: str, unit: str, predicted: list[float], measured: list[float], tolerance: float
+) -> dict[str, Any]:
+    ours, limit = statistics.median(predicted), statistics.median(measured)
+    return {
+        "case": case,
+        "kvtier": ours,
+        "peer": None,
+        "limit": limit,
+        "unit": unit,
+        "ratio_peer": None,
+        "ratio_limit": ours / limit,
+        "predicted": predicted,
+        "measured": measured,
+        "spread": spread(measured),
+        "tolerance": tolerance,
+        "within": abs(ours / limit - 1) <= tolerance,
+    }
+
+
+def spread(measured: list[float]) -> float:
+    """How far the repetition that is furthest from the median is from it, as a share."""
+    median = statistics.median(measured)
+    return max(abs(each / median - 1) for each in measured)
+
+
+def print_row(row: dict[str, Any]) -> None:
+    verdict = "within" if row["within"] else "OUTSIDE"
+    print(
+        f"{row['case']:36} predicted {row['kvtier']:9,.0f} {row['unit']:4} "
+        f"fio {row['limit']:9,.0f}  {row['ratio_limit'] - 1:+5.0%} "
+        f"(fio's own spread {row['spread']:.0%})  {verdict} {row['tolerance']:.0%}"
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="end within a minute")
+    parser.add_argument("--json", type=Path, help="write the result there")
+    parser.add_argument("--directory", type=Path, help="on the device (default: $TMPDIR)")
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    fio_version()
+    scale = QUICK if arguments.quick else FULL
+    result = main(scale, arguments.directory, arguments.seed)
+    for each in result["rows"]:
+        print_row(each)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")

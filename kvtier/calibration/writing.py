@@ -1,0 +1,135 @@
+"""A calibration as a mapping for JSON and tables, and as settings in TOML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from typing import Any, Final
+
+from kvtier.calibration.calibrating import Calibration
+from kvtier.calibration.fitting import Fit
+from kvtier.calibration.load import Load
+from kvtier.settings.toml import toml_key
+from kvtier.units import format_bytes
+
+_COMMENTS: Final = {
+    "latency_s": "median of an idle device, beside what iops and bandwidth take",
+    "iops": "operations served per second, latencies apart",
+    "bytes_per_s": "of large reads",
+    "tail_latency_s": "99th percentile of latency",
+    "batch": "operations taken together: they pay one latency and are worked off in turn",
+    "sustained_iops": "once the burst is used up",
+    "burst": "operations beyond that after a pause",
+    "refill_s": "between two steps of the throttle",
+    "write_latency_s": "of writes, as above",
+    "write_iops": "",
+    "write_bytes_per_s": "",
+}
+
+
+def to_mapping(calibration: Calibration) -> dict[str, Any]:
+    """Everything that was found, as JSON: what was measured, the model, and how well it fits."""
+    return {
+        "device": calibration.device,
+        "direct": calibration.direct,
+        "notes": list(calibration.notes),
+        "finished": calibration.finished,
+        "seconds": calibration.seconds,
+        "size_bytes": calibration.size_bytes,
+        "page_bytes": calibration.page_bytes,
+        "model": {k: v for k, v in asdict(calibration.model).items() if v is not None},
+        "host": asdict(calibration.host),
+        "loads": [_row(fit) for fit in calibration.fits],
+        "environment": calibration.environment,
+    }
+
+
+def to_toml(calibration: Calibration) -> str:
+    """Settings for ``--config``: an ``nvme`` tier as large as the file, with the fitted model."""
+    heading = [f"# {line}".rstrip() for line in to_text(calibration).splitlines()]
+    return "\n".join((*heading, *_settings(calibration))) + "\n"
+
+
+def to_text(calibration: Calibration) -> str:
+    """What was measured, and what the model predicts beside it, as a table."""
+    return "\n".join(_lines(calibration)) + "\n"
+
+
+def describe_load(load: Load) -> str:
+    """A load in words: ``read 4 KiB, depth 16``."""
+    kind = {0.0: "read", 1.0: "write"}.get(load.write_share, f"{load.write_share:.0%} written")
+    return f"{kind} {format_bytes(load.io_bytes)}, depth {load.depth}"
+
+
+def _row(fit: Fit) -> dict[str, Any]:
+    measured = fit.measured
+    return {
+        "load": describe_load(measured.load),
+        "iops": round(measured.iops),
+        "predicted_iops": round(fit.iops),
+        "iops_error": round(fit.iops_error, 3),
+        "p50_us": round(measured.latency_p50_s * 1e6, 1),
+        "predicted_p50_us": round(fit.latency_p50_s * 1e6, 1),
+        "p99_us": round(measured.latency_p99_s * 1e6, 1),
+        "predicted_p99_us": round(fit.latency_p99_s * 1e6, 1),
+        "p99_error": round(fit.p99_error, 3),
+        "iops_spread": round(measured.iops_spread, 2),
+        "p99_spread": round(measured.p99_spread, 2),
+    }
+
+
+def _lines(calibration: Calibration) -> Iterator[str]:
+    environment = calibration.environment
+    access = "O_DIRECT" if calibration.direct else "through the page cache"
+    yield f"Measured by kvtier {environment['kvtier']} calibrate, {calibration.finished}:"
+    yield f"{calibration.device}, {format_bytes(calibration.size_bytes)} of a file, {access},"
+    yield f"{environment['cpu']}, {environment['cores']} cores, {environment['kernel']}."
+    for note in calibration.notes:
+        yield f"NOTE: {note}."
+    yield ""
+    yield f"{'':28} {'IOPS':>10} {'modelled':>16}   {'p99':>10} {'modelled':>16}"
+    for fit in calibration.fits:
+        measured = fit.measured
+        yield (
+            f"{describe_load(measured.load):28} {measured.iops:10,.0f} {fit.iops:10,.0f}"
+            f" {fit.iops_error:+5.0%}   {measured.latency_p99_s * 1e6:7,.0f} us"
+            f" {fit.latency_p99_s * 1e6:7,.0f} us {fit.p99_error:+5.0%}"
+        )
+    yield ""
+    yield (
+        f"The I/O engine adds {calibration.host.batch_s * 1e6:.0f} us per batch and "
+        f"{calibration.host.operation_s * 1e6:.1f} us per operation; no setting holds that."
+    )
+
+
+def _settings(calibration: Calibration) -> Iterator[str]:
+    yield ""
+    yield f"page_bytes = {calibration.page_bytes}"
+    yield ""
+    yield "[tiers.nvme]"
+    yield f"capacity = {calibration.size_bytes}  # of the file that was measured"
+    yield ""
+    yield "[tiers.nvme.model]"
+    for field in fields(calibration.model):
+        value = getattr(calibration.model, field.name)
+        if field.name in _COMMENTS and value is not None:
+            comment = _COMMENTS[field.name]
+            line = f"{toml_key(field.name)} = {_literal(field.name, value)}"
+            yield f"{line}  # {comment}" if comment else line
+    yield ""
+    yield "[origin]"
+    yield 'backend = "memory"  # it was not measured: change it to yours'
+
+
+def _literal(name: str, value: float) -> str:
+    """A figure with the unit that its name asks for."""
+    if name.endswith("bytes_per_s"):
+        return f'"{_decimal(value / 1e6)} MB/s"'
+    if name.endswith("_s"):
+        return f'"{_decimal(value * 1e6)} us"'
+    return f"{value:g}" if isinstance(value, int) else repr(value)
+
+
+def _decimal(value: float) -> str:
+    """Without an exponent, which settings do not read."""
+    return f"{value:.9f}".rstrip("0").rstrip(".")
