@@ -16,7 +16,7 @@ import asyncio
 import gc
 import importlib.util
 import json
-import resource
+import mmap
 import statistics
 import tempfile
 import time
@@ -29,7 +29,7 @@ import numpy as np
 from kvtier.cache import TieredCache
 from kvtier.clock import VirtualClock
 from kvtier.directory import ObjectDirectory
-from kvtier.emulator import VirtualDriver, open_emulator
+from kvtier.emulator import VirtualDriver, VirtualLoop, open_emulator
 from kvtier.environment import describe_environment
 from kvtier.pages import U64
 from kvtier.settings import load_settings
@@ -47,22 +47,28 @@ def zipf_pages(count: int, seed: int) -> U64:
     return rng.permutation(PAGES)[ranks].astype(np.uint64)
 
 
-async def open_cache(batch_pages: int) -> tuple[TieredCache[VirtualDriver], np.uint64]:
-    """An emulated cache, and the PageId of page 0 of its object."""
+def open_cache(batch_pages: int) -> tuple[asyncio.Runner, TieredCache[VirtualDriver], np.uint64]:
+    """What runs an emulated cache, the cache, and the PageId of page 0 of its object."""
     overrides = [f"tiers.{name}.capacity={capacity}" for name, capacity in TIERS.items()]
     overrides += [f"chain.batch_pages_max={batch_pages}", "chain.device_batch_pages=1024"]
     settings = load_settings(None, overrides)
     directory = ObjectDirectory(16)
     driver, origin = open_emulator(settings, directory, VirtualClock(), {b"pages": PAGES})
     cache = TieredCache(driver, directory, origin, settings)
-    opened = await cache.open([b"pages"])
-    return cache, np.uint64(int(opened.object_ids[0]) << 32)
+    runner = asyncio.Runner(loop_factory=lambda: VirtualLoop(driver.timeline))
+    opened = runner.run(cache.open([b"pages"]))
+    return runner, cache, np.uint64(int(opened.object_ids[0]) << 32)
 
 
 async def read_in_waves(cache: TieredCache[VirtualDriver], page_ids: U64, wave: int) -> None:
     for start in range(0, len(page_ids), wave):
         await cache.read_into(page_ids[start : start + wave], None)
         await cache.drain()
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
 def lru_of_libcachesim(pages: U64, directory: Path) -> Callable[[], float] | None:
@@ -89,18 +95,19 @@ def lru_of_libcachesim(pages: U64, directory: Path) -> Callable[[], float] | Non
     return run
 
 
-async def measure(wave: int, pages: U64, rounds: int, peer: Callable[[], float] | None) -> Any:
+def measure(wave: int, pages: U64, rounds: int, peer: Callable[[], float] | None) -> Any:
     """One row: median page reads per second, warm."""
-    cache, base = await open_cache(max(WAVES))
+    runner, cache, base = open_cache(max(WAVES))
     page_ids = base | pages
-    await read_in_waves(cache, page_ids, wave)
+    runner.run(read_in_waves(cache, page_ids, wave))
     ours, theirs = [], []
     for _ in range(rounds):
         start = time.perf_counter()
-        await read_in_waves(cache, page_ids, wave)
+        runner.run(read_in_waves(cache, page_ids, wave))
         ours.append(len(pages) / (time.perf_counter() - start))
         if peer is not None:
             theirs.append(len(pages) / peer())
+    runner.close()
     kvtier = statistics.median(ours)
     libcachesim = statistics.median(theirs) if theirs else None
     levels = cache.driver.chain.counters.levels
@@ -116,19 +123,21 @@ async def measure(wave: int, pages: U64, rounds: int, peer: Callable[[], float] 
     }
 
 
-async def measure_memory(pages: U64, total: int) -> dict[str, Any]:
-    """How much the peak of memory grew from the first pass over the pages to the last."""
-    cache, base = await open_cache(max(WAVES))
+def measure_memory(pages: U64, total: int) -> dict[str, Any]:
+    """How much resident memory grew from the first pass over the pages to the last."""
+    runner, cache, base = open_cache(max(WAVES))
     page_ids = base | pages
-    await read_in_waves(cache, page_ids, 16_384)
+    runner.run(read_in_waves(cache, page_ids, 16_384))
     gc.collect()
-    first = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    first = resident_bytes()
     for _ in range(total // len(pages) - 1):
-        await read_in_waves(cache, page_ids, 16_384)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - first
+        runner.run(read_in_waves(cache, page_ids, 16_384))
+    gc.collect()
+    grown = resident_bytes() - first
+    runner.close()
     return {
         "case": f"memory grown over {total:,} page reads",
-        "kvtier": grown / 1024,
+        "kvtier": grown / (1 << 20),
         "peer": None,
         "limit": None,
         "unit": "MiB",
@@ -137,13 +146,13 @@ async def measure_memory(pages: U64, total: int) -> dict[str, Any]:
     }
 
 
-async def run(*, quick: bool, seed: int) -> dict[str, Any]:
+def run(*, quick: bool, seed: int) -> dict[str, Any]:
     count, rounds = (1_000_000, 3) if quick else (4_000_000, 7)
     pages = zipf_pages(count, seed)
     with tempfile.TemporaryDirectory(prefix="kvtier-bench-") as directory:
         peer = lru_of_libcachesim(pages, Path(directory))
-        rows = [await measure(wave, pages, rounds, peer) for wave in WAVES]
-    rows.append(await measure_memory(pages, 5_000_000 if quick else 52_000_000))
+        rows = [measure(wave, pages, rounds, peer) for wave in WAVES]
+    rows.append(measure_memory(pages, 5_000_000 if quick else 52_000_000))
     return {"environment": describe_environment(), "seed": seed, "rows": rows}
 
 
@@ -153,7 +162,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the result there")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    result = asyncio.run(run(quick=arguments.quick, seed=arguments.seed))
+    result = run(quick=arguments.quick, seed=arguments.seed)
     for row in result["rows"]:
         against = "" if row["peer"] is None else f", {row['ratio_peer']:.2f} of libCacheSim's LRU"
         print(f"{row['case']}: {row['kvtier']:,.0f} {row['unit']}{against}")

@@ -22,8 +22,10 @@ from kvtier.chain import (
 )
 from kvtier.chain.driver import Index
 from kvtier.directory import ObjectDirectory
+from kvtier.emulator.loop import VirtualLoop
 from kvtier.emulator.station import Route, Station, Work
 from kvtier.emulator.timeline import Event, Timeline
+from kvtier.errors import LimitError
 from kvtier.measure import measurements_by_purpose
 from kvtier.pages import I64, U8, U64, PageStatus, Purpose
 
@@ -140,7 +142,7 @@ class VirtualDriver(ChainDriver):
 
     async def put(self, pages: I64) -> None:
         """Let virtual time pass until whole objects (pages of each) have reached the last level."""
-        arrived = asyncio.get_running_loop().create_future()
+        arrived = _future()
 
         def end() -> None:
             if not arrived.done():
@@ -211,7 +213,7 @@ class VirtualDriver(ChainDriver):
     async def _until(self, done: Callable[[], bool]) -> None:
         """Wait until ``done``, which is asked whenever actions were performed."""
         if not done():
-            future = asyncio.get_running_loop().create_future()
+            future = _future()
             self._waiting.append((done, future))
             await future
 
@@ -281,3 +283,14 @@ class VirtualDriver(ChainDriver):
     ) -> None:
         work = Work(locations, pages, self._page_bytes, is_write)
         self.routes[level].travel(self.timeline, work, end)
+
+
+def _future() -> asyncio.Future[None]:
+    """A future of the running loop, which must be one in which virtual time passes."""
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop, VirtualLoop):
+        raise LimitError(
+            "an emulated cache was awaited where no virtual time passes: run it on "
+            "kvtier.emulator.VirtualLoop(driver.timeline)"
+        )
+    return loop.create_future()

@@ -8,9 +8,13 @@ from typing import Any, TypeVar
 
 import pytest
 
+from kvtier.cache import TieredCache
 from kvtier.clock import VirtualClock
-from kvtier.emulator import VirtualLoop
+from kvtier.directory import ObjectDirectory
+from kvtier.emulator import VirtualLoop, open_emulator
 from kvtier.emulator.timeline import Timeline
+from kvtier.errors import LimitError
+from kvtier.settings import OriginSettings, Settings
 
 T = TypeVar("T")
 
@@ -85,3 +89,17 @@ def test_a_task_that_waits_for_nothing_is_an_error_not_a_hang(timeline: Timeline
 
     with pytest.raises(RuntimeError, match="virtual time stands still"):
         run(timeline, stuck())
+
+
+def test_an_emulated_cache_on_another_loop_is_refused_and_does_not_hang() -> None:
+    settings = Settings(origin=OriginSettings("memory"))
+    directory = ObjectDirectory(4)
+    driver, origin = open_emulator(settings, directory, VirtualClock(), {b"one": 8})
+    cache = TieredCache(driver, directory, origin, settings)
+
+    async def read() -> None:
+        opened = await cache.open([b"one"])
+        await cache.read_into(opened.page_ids(), None)
+
+    with pytest.raises(LimitError, match="no virtual time passes"):
+        asyncio.run(read())
