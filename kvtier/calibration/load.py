@@ -96,18 +96,19 @@ class Operations:
 def run_load(
     file: OpenFile, size_bytes: int, load: Load, seconds: float, rng: np.random.Generator
 ) -> Operations:
-    """Put a load on the first ``size_bytes`` of a file for so long; 0 s only compile it.
+    """Put a load on the first ``size_bytes`` of a file for so long.
 
     Ctrl-C ends it within some ms, once no operation is under way.
 
     Raises:
         DeviceError: an operation failed.
     """
+    workers = [_Worker(file, size_bytes, load, rng) for _ in range(load.depth)]
+    workers[0].work(until_ns=0)  # no operation: it is compiled before the time begins
     began_ns = time.monotonic_ns()
-    until_ns = began_ns + round(seconds * _NS_PER_S)
-    workers = [_Worker(file, size_bytes, load, until_ns, rng) for _ in range(load.depth)]
     try:
         for worker in workers:
+            worker.until_ns = began_ns + round(seconds * _NS_PER_S)
             worker.start()
         for worker in workers:
             worker.join()
@@ -130,6 +131,7 @@ class _Worker(threading.Thread):
     """One operation after the other until the time is over.
 
     Attributes:
+        until_ns: when it ends, by the monotonic clock.
         parts: i64[2, n], starts and ends, of each compiled call.
         error: why it ended early.
     """
@@ -139,14 +141,13 @@ class _Worker(threading.Thread):
         file: OpenFile,
         size_bytes: int,
         load: Load,
-        until_ns: int,
         rng: np.random.Generator,
     ) -> None:
         super().__init__(name="kvtier-load", daemon=True)
+        self.until_ns = 0
         self.parts: list[I64] = []
         self.error: BaseException | None = None
         self._file = file
-        self._until_ns = until_ns
         self._offsets = rng.integers(0, size_bytes // load.io_bytes, _OFFSETS) * load.io_bytes
         self._writes = rng.random(_OFFSETS) < load.write_share
         self._memory = aligned_rows(1, load.io_bytes)
@@ -154,20 +155,20 @@ class _Worker(threading.Thread):
 
     def run(self) -> None:
         try:
-            self._run()
+            self.work(self.until_ns)
         except BaseException as error:  # whoever started the load gets it
             self.error = error
 
     def stop(self) -> None:
         """End after the call under way."""
-        self._until_ns = 0
+        self.until_ns = 0
 
-    def _run(self) -> None:
+    def work(self, until_ns: int) -> None:
+        """Operate until then, in this thread; one compiled call at least."""
         clock = np.zeros(2, np.int64)
         table = np.zeros((4, 1), np.int64)
         done = 0
-        now_ns = 0  # one call at least, for a load of no time compiles it
-        while now_ns < self._until_ns:
+        while True:
             now_ns = time.monotonic_ns()
             stamps = np.empty((2, _OPERATIONS_PER_CALL), np.int64)
             count = _drive(
@@ -177,7 +178,7 @@ class _Worker(threading.Thread):
                 self._offsets,
                 self._writes,
                 done,
-                min(self._until_ns, now_ns + _CALL_NS),
+                min(until_ns, now_ns + _CALL_NS),
                 clock,
                 clock.ctypes.data,
                 table,
@@ -189,6 +190,8 @@ class _Worker(threading.Thread):
                 raise DeviceError(f"{self._file.path}: I/O failed: {reason}; choose another path")
             done += count
             self.parts.append(stamps[:, :count])
+            if now_ns >= min(until_ns, self.until_ns):
+                return
 
 
 @jit

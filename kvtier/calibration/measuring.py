@@ -143,7 +143,6 @@ def probe_throttle(
     target: Target, page_bytes: int, seconds: float, rng: np.random.Generator
 ) -> Throttle | None:
     """Whether full load after a pause is let through faster at first than later."""
-    run_load(target.file, target.size_bytes, Load(1, page_bytes), 0, rng)  # compiled now
     time.sleep(min(_PAUSE_S, seconds / 4))
     done = run_load(target.file, target.size_bytes, Load(_PROBE_DEPTH, page_bytes), seconds, rng)
     return find_throttle(done)
