@@ -245,6 +245,21 @@ def _check_targets(json: Path | None, html: Path | None = None) -> None:
             raise SettingsError(f"--html {html}: --json names the same file; name another")
 
 
+def check_outputs(arguments: argparse.Namespace) -> None:
+    """Refuse to write an output over what the command reads, or over another output."""
+    given = vars(arguments)
+    read = ("trace", "config", "prices", "source", "path", "token_file")
+    used = [given[name] for name in read if given.get(name)] + list(given.get("files") or ())
+    taken = {Path(path).resolve(): "is read by this command" for path in used}
+    for name in ("json", "html", "out"):
+        path = given.get(name)
+        if path is None or str(path) == "-":
+            continue
+        if path.resolve() in taken:
+            raise SettingsError(f"--{name} {path}: {taken[path.resolve()]}; name another")
+        taken[path.resolve()] = f"--{name} names the same file"
+
+
 def _named(result: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:
     """The result under the name that ``--name`` gives it in reports."""
     return result if name is None else {**result, "name": name}

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Final
 
+from kvtier.cli.commands import check_outputs
 from kvtier.cli.outcome import Exit, complain
 from kvtier.cli.parser import build_parser
 from kvtier.errors import (
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = build_parser().parse_args(argv)
     try:
+        check_outputs(arguments)
         code: Exit = arguments.command(arguments)
         sys.stdout.flush()
     except BrokenPipeError:

@@ -121,7 +121,7 @@ def _summary(result: Values) -> Iterator[tuple[str, str]]:
     yield "demand", _listed(demand_rows(result["trace"]["page_bytes"]), result["demand"])
     yield "latency", _percentiles(result["demand"])
     yield "batches", f"{result['batches']['count']:,}; {_percentiles(result['batches'])}"
-    if "drive" in result:  # an older version drove in waves only
+    if "drive" in result and "requests" in result:  # an older version drove in waves only
         yield "requests", f"{_driven(result['drive'])}; {_listed(REQUEST_ROWS, result['requests'])}"
     yield "coalescing", _listed(COALESCING_ROWS, result["coalescing"])
     writes = result["writes"]
