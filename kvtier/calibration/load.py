@@ -96,7 +96,7 @@ class Operations:
 def run_load(
     file: OpenFile, size_bytes: int, load: Load, seconds: float, rng: np.random.Generator
 ) -> Operations:
-    """Put a load on the first ``size_bytes`` of a file for so long.
+    """Put a load on the first ``size_bytes`` of a file for so long, but one operation per thread.
 
     Ctrl-C ends it within some ms, once no operation is under way.
 
@@ -208,12 +208,15 @@ def _drive(
     table: I64,
     stamps: I64,
 ) -> int:
-    """Operations from number ``first`` on, until then or ``stamps`` is full; -1 if one failed."""
+    """Operations from number ``first`` on, until then or ``stamps`` is full; -1 if one failed.
+
+    The first of all is done however late it is, unless ``until_ns`` is 0.
+    """
     io_bytes = memory.shape[1]
     count = 0
     _clock_gettime(np.int32(_CLOCK), clock_address)
     now_ns = clock[0] * _NS_PER_S + clock[1]
-    while count < stamps.shape[1] and now_ns < until_ns:
+    while count < stamps.shape[1] and (now_ns < until_ns or (first + count == 0 and until_ns > 0)):
         at = (first + count) % offsets.size
         table[OFFSET, 0] = offsets[at]
         table[LENGTH, 0] = io_bytes

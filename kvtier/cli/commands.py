@@ -68,10 +68,6 @@ def size(arguments: argparse.Namespace) -> Exit:
     if arguments.pages_per_block is not None:
         overrides.append(f"replay.pages_per_block={arguments.pages_per_block}")
     settings = load_settings(arguments.config, overrides)
-    _check_targets(arguments.json)
-    _check_targets(arguments.out)
-    if arguments.out is not None and arguments.out == arguments.json:
-        raise SettingsError(f"--out {arguments.out}: --json names the same file; name another")
     from kvtier.cli.progress import LateProgress
     from kvtier.report.json_file import STDOUT, write_json, write_text
     from kvtier.sizing import SizingTask, load_prices, parse_bounds, parse_target, size_trace
@@ -106,7 +102,6 @@ def size(arguments: argparse.Namespace) -> Exit:
 
 def report(arguments: argparse.Namespace) -> Exit:
     """``kvtier report``: results of earlier runs, shown again or side by side."""
-    _check_targets(None, arguments.html)
     from kvtier.report.reading import read_result
     from kvtier.report.side_by_side import print_side_by_side
     from kvtier.report.terminal import print_report
@@ -130,7 +125,6 @@ def report(arguments: argparse.Namespace) -> Exit:
 
 def import_foreign(arguments: argparse.Namespace) -> Exit:
     """``kvtier import``: a foreign trace to kvtier's format."""
-    _check_targets(arguments.json)
     options = _options(arguments)
     from kvtier.trace import format_options, import_trace
 
@@ -148,7 +142,6 @@ def import_foreign(arguments: argparse.Namespace) -> Exit:
 
 def inspect(arguments: argparse.Namespace) -> Exit:
     """``kvtier inspect``: what is in a trace."""
-    _check_targets(arguments.json)
     from kvtier.trace import inspect_trace
 
     facts = inspect_trace(arguments.trace, arguments.limit)
@@ -173,8 +166,6 @@ def calibrate(arguments: argparse.Namespace) -> Exit:
     size_bytes = _size_bytes(arguments.size, "--size")
     page_bytes = _size_bytes(arguments.page_bytes, "--page-bytes")
     check_page_bytes(page_bytes)
-    _check_targets(arguments.json)
-    _check_targets(arguments.out)
     from kvtier.calibration import calibrate, to_mapping, to_text, to_toml
     from kvtier.cli.progress import LateProgress
     from kvtier.report.json_file import STDOUT, write_json, write_text
@@ -222,42 +213,12 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
 
 def _settings_of_run(arguments: argparse.Namespace) -> Settings:
     """Settings of a run; its options win over ``--set``, which wins over the file."""
-    _check_targets(arguments.json, arguments.html)
     overrides = list(arguments.overrides)
     if arguments.device is not None:
         overrides.append(f"device={arguments.device}")
     if arguments.pages_per_block is not None:
         overrides.append(f"replay.pages_per_block={arguments.pages_per_block}")
     return load_settings(arguments.config, overrides)
-
-
-def _check_targets(json: Path | None, html: Path | None = None) -> None:
-    """Refuse, before any work starts, what could not be written after it."""
-    from kvtier.report.json_file import check_target
-
-    if json is not None:
-        check_target(json)
-    if html is not None:
-        from kvtier.report.page import check_page
-
-        check_page(html)
-        if json is not None and json.absolute() == html.absolute():
-            raise SettingsError(f"--html {html}: --json names the same file; name another")
-
-
-def check_outputs(arguments: argparse.Namespace) -> None:
-    """Refuse to write an output over what the command reads, or over another output."""
-    given = vars(arguments)
-    read = ("trace", "config", "prices", "source", "path", "token_file")
-    used = [given[name] for name in read if given.get(name)] + list(given.get("files") or ())
-    taken = {Path(path).resolve(): "is read by this command" for path in used}
-    for name in ("json", "html", "out"):
-        path = given.get(name)
-        if path is None or str(path) == "-":
-            continue
-        if path.resolve() in taken:
-            raise SettingsError(f"--{name} {path}: {taken[path.resolve()]}; name another")
-        taken[path.resolve()] = f"--{name} names the same file"
 
 
 def _named(result: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:

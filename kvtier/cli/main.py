@@ -8,8 +8,8 @@ import traceback
 from collections.abc import Sequence
 from typing import Final
 
-from kvtier.cli.commands import check_outputs
 from kvtier.cli.outcome import Exit, complain
+from kvtier.cli.outputs import check_outputs
 from kvtier.cli.parser import build_parser
 from kvtier.errors import (
     KvtierError,

@@ -205,6 +205,11 @@ def test_a_load_keeps_its_depth_busy_and_its_stamps_in_order(target: Target) -> 
     assert len(done.after(10**12).ends_ns) == 0
 
 
+def test_every_thread_of_a_load_operates_however_late_it_is(target: Target) -> None:
+    done = run_load(target.file, target.size_bytes, Load(3, PAGE_BYTES), 1e-9, _rng())
+    assert len(done.ends_ns) == 3
+
+
 def test_reads_leave_a_file_as_it_is_and_writes_need_permission(tmp_path: Path) -> None:
     path = tmp_path / "kept"
     content = _rng().bytes(SIZE_BYTES_MIN)

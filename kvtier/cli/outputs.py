@@ -1,0 +1,44 @@
+"""The files that a command writes, checked before any work starts."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Final
+
+from kvtier.errors import SettingsError
+
+_READ: Final = ("trace", "config", "prices", "source", "path", "token_file")
+"""Arguments that name a file which is read; ``files`` names several."""
+
+_STDOUT: Final = Path("-")
+
+
+def check_outputs(arguments: argparse.Namespace) -> None:
+    """Make sure that every output can be written, over nothing that is still needed.
+
+    Raises:
+        SettingsError: it cannot be written there, it is what the command reads, or two outputs
+            name one file.
+    """
+    # The drawing of a page needs packages that a command without --html does not.
+    from kvtier.report.json_file import check_target  # noqa: PLC0415
+
+    given = vars(arguments)
+    read = [given[name] for name in _READ if given.get(name)] + list(given.get("files") or ())
+    files = [Path(path) for path in read if not Path(path).is_dir()]
+    taken = {path.resolve(): "is read by this command" for path in files}
+    for name in ("json", "html", "out"):
+        path = given.get(name)
+        if path is None:
+            continue
+        if name == "html":
+            from kvtier.report.page import check_page  # noqa: PLC0415
+
+            check_page(path)
+        else:
+            check_target(path)
+        place = path if path == _STDOUT else path.resolve()
+        if place in taken:
+            raise SettingsError(f"--{name} {path}: {taken[place]}; name another")
+        taken[place] = f"--{name} names the same file"
