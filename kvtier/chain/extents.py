@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -69,21 +69,23 @@ class ExtentRules:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class DeviceBatch:
-    """One device batch of a plan.
+class Plan:
+    """Device batches that bring pages.
 
     Attributes:
-        pages: i64[m], the wanted pages, as indices into the locations that were planned.
-        page_rows: i64[m], the buffer row of each.
-        extents: what the device is asked for.
+        order: i64[n], the wanted pages, batch after batch, as indices into the planned locations.
+        page_rows: i64[n], the row of its batch's buffer for each, in that order.
+        ends: where each batch ends in them.
+        batches: what the device is asked for.
     """
 
-    pages: I64
+    order: I64
     page_rows: I64
-    extents: Extents
+    ends: list[int]
+    batches: list[Extents]
 
 
-def plan_extents(locations: U64, rules: ExtentRules) -> Iterator[DeviceBatch]:
+def plan_extents(locations: U64, rules: ExtentRules) -> Plan:
     """Merge locations (u64[n], any order) into extents and pack those into batches.
 
     Locations whose high halves differ are never merged, so an extent stays inside one object; nor
@@ -110,10 +112,13 @@ def plan_extents(locations: U64, rules: ExtentRules) -> Iterator[DeviceBatch]:
         batch_extent,
         batch_page,
     )
-    for batch in range(batches):
-        e = slice(batch_extent[batch], batch_extent[batch + 1])
-        p = slice(batch_page[batch], batch_page[batch + 1])
-        yield DeviceBatch(order[p], page_row[p], Extents(first[e], pages[e], row[e]))
+    spans = pairwise(batch_extent[: batches + 1].tolist())
+    return Plan(
+        order,
+        page_row,
+        batch_page[1 : batches + 1].tolist(),
+        [Extents(first[start:end], pages[start:end], row[start:end]) for start, end in spans],
+    )
 
 
 @jit

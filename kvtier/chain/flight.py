@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
@@ -200,17 +200,12 @@ class Flight:
         """Where its lookups and device reads are counted."""
         return self.owner.counters
 
-    def split_waiters(self, parts: Sequence[I64]) -> list[list[Waiter]]:
-        """The waiters of each part, where the parts (positions) together are the whole flight."""
-        part_of = np.empty(len(self), np.int64)
-        place_of = np.empty(len(self), np.int64)
-        for number, part in enumerate(parts):
-            part_of[part] = number
-            place_of[part] = np.arange(len(part))
-        waiters: list[list[Waiter]] = [[] for _ in parts]
+    def split_waiters(self, order: I64, ends: I64) -> list[list[Waiter]]:
+        """The waiters of each part, if the flight is cut up; arguments as of ``Flights.divide``."""
+        waiters: list[list[Waiter]] = [[] for _ in ends]
         for waiter in self.waiters:
             starts, places, rows, unique = deal(
-                part_of, place_of, waiter.positions, waiter.rows, waiter.unique, len(parts)
+                order, ends, waiter.positions, waiter.rows, waiter.unique
             )
             for (start, end), mine in zip(pairwise(starts), waiters, strict=True):
                 if end > start:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -82,21 +83,28 @@ class Flights:
         self._add(flight)
         return flight
 
-    def divide(self, flight: Flight, parts: Sequence[I64]) -> list[Flight | None]:
-        """Cut a flight into parts (positions, together all of it); None for an empty part."""
-        whole = [len(part) == len(flight) for part in parts]
-        if any(whole) and np.array_equal(parts[whole.index(True)], np.arange(len(flight))):
-            return [flight if is_whole else None for is_whole in whole]
+    def divide(self, flight: Flight, order: I64, ends: Sequence[int]) -> list[Flight | None]:
+        """Cut a flight into parts; None for an empty part.
+
+        Args:
+            flight: ends here, unless one part is all of it: that part is the flight as it is.
+            order: i64[m], its pages (positions), part after part; ascending in a part that is all.
+            ends: where each part ends.
+        """
+        spans = list(pairwise((0, *ends)))
+        if (0, len(flight)) in spans:
+            return [flight if start < end else None for start, end in spans]
         flights: list[Flight | None] = []
-        for pages, waiters in zip(parts, flight.split_waiters(parts), strict=True):
-            if len(pages):
-                part = flight.take(self._last_number + 1, pages, waiters)
-                part.take_off.numbers[part.spots] = part.number
-                part.take_off.positions[part.spots] = np.arange(len(part))
-                self._add(part)
-                flights.append(part)
-            else:
+        dealt = flight.split_waiters(order, np.array(ends))
+        for (start, end), waiters in zip(spans, dealt, strict=True):
+            if start == end:
                 flights.append(None)
+                continue
+            part = flight.take(self._last_number + 1, order[start:end], waiters)
+            part.take_off.numbers[part.spots] = part.number
+            part.take_off.positions[part.spots] = np.arange(len(part))
+            self._add(part)
+            flights.append(part)
         self._remove(flight)
         return flights
 

@@ -12,13 +12,16 @@ from kvtier.pages import I64, U8, Bool, PageState
 _VALID: Final = np.uint8(PageState.VALID)
 
 
-def split_hits(states: U8, slots: I64) -> tuple[I64, I64, I64]:
-    """Rows that hit (i64), their slots (i64), and rows that did not (i64), all ascending."""
-    hit_rows = np.empty(len(states), np.int64)
-    hit_slots = np.empty(len(states), np.int64)
-    miss_rows = np.empty(len(states), np.int64)
-    hits = _split_hits(states, slots, hit_rows, hit_slots, miss_rows)
-    return hit_rows[:hits], hit_slots[:hits], miss_rows[: len(states) - hits]
+def split_hits(states: U8, slots: I64) -> tuple[I64, int, I64]:
+    """Put the rows (n) that hit before those that did not.
+
+    Returns:
+        i64[n], the rows, both kinds ascending; how many hit; i64[n], the slot of each.
+    """
+    order = np.empty(len(states), np.int64)
+    ordered_slots = np.empty(len(states), np.int64)
+    hits = _split_hits(states, slots, order, ordered_slots)
+    return order, hits, ordered_slots
 
 
 def number_leaders(rows: I64, leaders: I64) -> tuple[I64, Bool, I64]:
@@ -42,28 +45,25 @@ def number_leaders(rows: I64, leaders: I64) -> tuple[I64, Bool, I64]:
 
 
 def deal(
-    part_of: I64, place_of: I64, positions: I64, rows: I64, unique: Bool, parts: int
+    order: I64, ends: I64, positions: I64, rows: I64, unique: Bool
 ) -> tuple[list[int], I64, I64, Bool]:
     """Deal what waits for pages of a flight to the parts that the flight is cut into, in order.
 
     Args:
-        part_of: i64[p], the part that each page goes to.
-        place_of: i64[p], the page's place there.
+        order: i64[p], the pages of the flight, part after part.
+        ends: i64[k], where each part ends.
         positions: i64[m], the page that is waited for.
         rows: i64[m], the row that waits for it.
         unique: bool[m], dealt along with the rows.
-        parts: how many there are.
 
     Returns:
         Where each part begins, and the end; i64[m], places in the part; rows; unique.
     """
-    starts = np.empty(parts + 1, np.int64)
+    starts = np.empty(len(ends) + 1, np.int64)
     dealt_places = np.empty(len(rows), np.int64)
     dealt_rows = np.empty(len(rows), np.int64)
     dealt_unique = np.empty(len(rows), np.bool_)
-    _deal(
-        part_of, place_of, positions, rows, unique, starts, dealt_places, dealt_rows, dealt_unique
-    )
+    _deal(order, ends, positions, rows, unique, starts, dealt_places, dealt_rows, dealt_unique)
     return starts.tolist(), dealt_places, dealt_rows, dealt_unique
 
 
@@ -72,19 +72,23 @@ def compile_all() -> None:
     none, never = np.empty(0, np.int64), np.empty(0, np.bool_)
     split_hits(np.empty(0, np.uint8), none)
     number_leaders(none, none)
-    deal(none, none, none, none, never, 1)
+    deal(none, none, none, none, never)
 
 
 @jit
-def _split_hits(states: U8, slots: I64, hit_rows: I64, hit_slots: I64, miss_rows: I64) -> int:
+def _split_hits(states: U8, slots: I64, order: I64, ordered_slots: I64) -> int:
     hits = 0
     for row in range(states.size):
         if states[row] == _VALID:
-            hit_rows[hits] = row
-            hit_slots[hits] = slots[row]
+            order[hits] = row
+            ordered_slots[hits] = slots[row]
             hits += 1
-        else:
-            miss_rows[row - hits] = row
+    at = hits
+    for row in range(states.size):
+        if states[row] != _VALID:
+            order[at] = row
+            ordered_slots[at] = slots[row]
+            at += 1
     return hits
 
 
@@ -106,8 +110,8 @@ def _number_leaders(
 
 @jit
 def _deal(
-    part_of: I64,
-    place_of: I64,
+    order: I64,
+    ends: I64,
     positions: I64,
     rows: I64,
     unique: Bool,
@@ -117,10 +121,18 @@ def _deal(
     dealt_unique: Bool,
 ) -> None:
     """A counting sort by part; it is stable."""
+    part_of = np.empty(order.size, np.int64)
+    place_of = np.empty(order.size, np.int64)
+    begin = 0
+    for part in range(ends.size):
+        for at in range(begin, ends[part]):
+            part_of[order[at]] = part
+            place_of[order[at]] = at - begin
+        begin = ends[part]
     starts[:] = 0
     for position in positions:
         starts[part_of[position] + 1] += 1
-    for part in range(starts.size - 1):
+    for part in range(ends.size):
         starts[part + 1] += starts[part]
     next_at = starts[:-1].copy()
     for at in range(rows.size):

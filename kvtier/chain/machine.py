@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -261,10 +262,10 @@ class Chain:
             # Hits need a device read too, so they are folded and joined like misses.
             rows = np.arange(len(read.page_ids))
             return self._miss(read, rows, _fold(read.page_ids), result)
-        rows, slots, missed = split_hits(result.states, result.slots)
-        actions = self._first_hits(read, slots, rows) if len(rows) else []
+        rows, hits, slots = split_hits(result.states, result.slots)
+        actions = self._first_hits(read, slots[:hits], rows[:hits]) if hits else []
         assert result.leaders is not None
-        return actions + self._miss(read, missed, result.leaders, result)
+        return actions + self._miss(read, rows[hits:], result.leaders, result)
 
     def _first_hits(self, read: Read, slots: I64, rows: I64 | None) -> list[Action]:
         read.lookups[0] += len(slots)
@@ -343,16 +344,16 @@ class Chain:
 
         ``states`` and ``slots`` are what its index answered for each page.
         """
-        hits, hit_slots, misses = split_hits(states, slots)
-        found, rest = self._flights.divide(flight, [hits, misses])
+        order, hits, slots = split_hits(states, slots)
+        found, rest = self._flights.divide(flight, order, [hits, len(order)])
         actions: list[Action] = []
         if rest is not None:
-            missed = states[misses] == PageState.EMPTY
-            rest.fills.append(np.where(missed, slots[misses], -1))
+            missed = states[order[hits:]] == PageState.EMPTY
+            rest.fills.append(np.where(missed, slots[hits:], -1))
             actions += self._seek(rest, level + 1)
         if found is not None:
             found.source = level
-            found.slots = hit_slots
+            found.slots = slots[:hits]
             if self._tiers[level].in_memory:
                 actions += self._deliver(found)
             else:
@@ -369,12 +370,19 @@ class Chain:
     # -- fetching -----------------------------------------------------------------------------
 
     def _plan(self, flight: Flight, locations: U64) -> list[Action]:
-        batches = list(plan_extents(locations, self._levels[flight.source].rules))
-        parts = self._flights.divide(flight, [batch.pages for batch in batches])
-        for part, batch in zip(parts, batches, strict=True):
+        plan = plan_extents(locations, self._levels[flight.source].rules)
+        if len(plan.batches) == 1:
+            flight.rows = np.empty(len(flight), np.int64)
+            flight.rows[plan.order] = plan.page_rows
+            flight.extents = plan.batches[0]
+            self._backlog.append(flight)
+            return self._issue()
+        parts = self._flights.divide(flight, plan.order, plan.ends)
+        spans = pairwise((0, *plan.ends))
+        for part, (start, end), extents in zip(parts, spans, plan.batches, strict=True):
             assert part is not None
-            part.rows = batch.page_rows
-            part.extents = batch.extents
+            part.rows = plan.page_rows[start:end]
+            part.extents = extents
             self._backlog.append(part)
         return self._issue()
 
@@ -392,9 +400,9 @@ class Chain:
         """Deliver what came; a tier's failures go on to the next level, the origin's end here."""
         outcomes = (PageStatus.OK, PageStatus.ABSENT, PageStatus.FAILED)
         level, buffer = flight.source, flight.buffer
-        parts = self._flights.divide(
-            flight, [np.flatnonzero(status == outcome) for outcome in outcomes]
-        )
+        chosen = [np.flatnonzero(status == outcome) for outcome in outcomes]
+        ends = np.cumsum([len(pages) for pages in chosen])
+        parts = self._flights.divide(flight, np.concatenate(chosen), ends.tolist())
         actions: list[Action] = []
         if parts[0] is not None:
             actions += self._deliver(parts[0])
