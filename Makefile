@@ -7,7 +7,7 @@ LOWEST := .venv-lowest
 # The extra that speaks to the GPU, where the NVIDIA driver answers.
 CUDA := $(shell nvidia-smi 2>/dev/null | sed -nE 's/.*CUDA.* Version: (12|13)\..*/,cuda\1/p')
 
-.PHONY: help demo test test-lowest soak check format bench clean
+.PHONY: help demo test test-lowest soak sanitize check format bench clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -45,6 +45,17 @@ test-lowest: ## the suite with the oldest dependencies that are supported
 
 soak: $(VENV)/test ## long forms of the random tests
 	KVTIER_CHAOS_SEEDS=400 $(BIN)/python -m pytest tests/simulation/test_chaos.py
+	KVTIER_PARITY_SEQUENCES=4000 $(BIN)/python -m pytest --timeout=1800 tests/unit/test_index_engines.py
+
+# The sanitizers must be loaded before Python; lanes are threads, so that each access is seen.
+SANITIZED := KVTIER_CUDA_ON_CPU_WORKERS=2 KVTIER_PARITY_SEQUENCES=4 $(BIN)/python -m pytest -s \
+  --timeout=1800 -k 'kernels_decide or cuda_rows' tests/unit/test_index_engines.py tests/unit/test_cuda_rows.py
+
+sanitize: $(VENV)/test ## the CUDA kernels on a CPU, watched for wrong addresses and races
+	LD_PRELOAD=$$(g++ -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+	  KVTIER_CUDA_ON_CPU_FLAGS='-fsanitize=address -DLANES_ARE_THREADS' $(SANITIZED)
+	LD_PRELOAD=$$(g++ -print-file-name=libtsan.so) TSAN_OPTIONS=halt_on_error=1 \
+	  KVTIER_CUDA_ON_CPU_FLAGS='-fsanitize=thread -DLANES_ARE_THREADS' $(SANITIZED)
 
 check: $(VENV)/check ## lint, types, arrows between the packages
 	$(BIN)/ruff check .

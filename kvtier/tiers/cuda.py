@@ -15,6 +15,7 @@ from kvtier.errors import DeviceError
 from kvtier.index import PageIndex
 from kvtier.pages import I64, U8
 from kvtier.rows import copy_rows
+from kvtier.tiers.cuda_rows import RowKernels
 from kvtier.tiers.memory import MemoryTier
 from kvtier.units import format_bytes
 
@@ -44,6 +45,7 @@ class CudaTier(MemoryTier):
         self.index = index
         self._cupy: Any = cupy
         self._device = cupy.cuda.Device()
+        self._rows = RowKernels()
         self._step = max(1, min(slots, STAGING_BYTES // page_bytes))
         try:
             self.arena = cupy.empty((slots, page_bytes), np.uint8)
@@ -61,7 +63,7 @@ class CudaTier(MemoryTier):
         self._check(slots, out, rows)
         with self._device:
             if isinstance(out, self._cupy.ndarray):
-                _lanes(out)[self._selection(rows, len(slots))] = self._take(slots)
+                self._rows.copy(out, rows, self.arena, slots, len(slots))
                 self._synchronize()
             else:
                 self._download(slots, out, rows)
@@ -71,7 +73,7 @@ class CudaTier(MemoryTier):
         self._check(slots, source, rows)
         with self._device:
             if isinstance(source, self._cupy.ndarray):
-                self._put(slots, _lanes(source)[self._selection(rows, len(slots))])
+                self._rows.copy(self.arena, slots, source, rows, len(slots))
                 self._synchronize()
             else:
                 self._upload(slots, source, rows)
@@ -89,7 +91,9 @@ class CudaTier(MemoryTier):
     def _download(self, slots: I64, out: U8, rows: I64 | None) -> None:
         for first, last in self._steps(len(slots)):
             staged = self._pinned[: last - first]
-            self._take(slots[first:last]).get(out=staged.view(np.uint64))
+            pages = self._cupy.empty(staged.shape, np.uint8)
+            self._rows.copy(pages, None, self.arena, slots[first:last], len(staged))
+            pages.get(out=staged)
             self._synchronize()
             copy_rows(out, _rows_of(rows, first, last), staged, None)
 
@@ -97,9 +101,9 @@ class CudaTier(MemoryTier):
         for first, last in self._steps(len(slots)):
             staged = self._pinned[: last - first]
             copy_rows(staged, None, source, _rows_of(rows, first, last))
-            lanes = self._cupy.empty((len(staged), staged.shape[1] // 8), np.uint64)
-            lanes.set(staged.view(np.uint64))
-            self._put(slots[first:last], lanes)
+            pages = self._cupy.empty(staged.shape, np.uint8)
+            pages.set(staged)
+            self._rows.copy(self.arena, slots[first:last], pages, None, len(staged))
             # The pinned rows are free again only when the GPU has read them.
             self._synchronize()
 
@@ -107,20 +111,11 @@ class CudaTier(MemoryTier):
         for first in range(0, count, self._step):
             yield first, min(first + self._step, count)
 
-    def _take(self, slots: I64) -> Any:
-        return self._cupy.take(_lanes(self.arena), self._cupy.asarray(slots), axis=0)
-
-    def _put(self, slots: I64, lanes: Any) -> None:
-        _lanes(self.arena)[self._cupy.asarray(slots)] = lanes
-
-    def _selection(self, rows: I64 | None, count: int) -> Any:
-        return slice(0, count) if rows is None else self._cupy.asarray(rows)
-
     def _synchronize(self) -> None:
         self._cupy.cuda.get_current_stream().synchronize()
 
     def _check(self, slots: I64, memory: U8, rows: I64 | None) -> None:
-        """CuPy wraps a number that is out of range around, so the host looks first."""
+        """Kernels would follow a number that is out of range anywhere, so the host looks first."""
         page_bytes = self.arena.shape[1]
         if memory.ndim != 2 or memory.dtype != np.uint8 or memory.shape[1] != page_bytes:
             raise ValueError(
@@ -135,11 +130,6 @@ class CudaTier(MemoryTier):
 def _pinned_rows(cupy: Any, rows: int, page_bytes: int) -> U8:
     memory = cupy.cuda.alloc_pinned_memory(rows * page_bytes)
     return np.frombuffer(memory, np.uint8, rows * page_bytes).reshape(rows, page_bytes)
-
-
-def _lanes(pages: Any) -> Any:
-    """Pages on the GPU as u64 lanes: an eighth of the elements that bytes would be."""
-    return pages.view(np.uint64)
 
 
 def _rows_of(rows: I64 | None, first: int, last: int) -> I64:

@@ -1,10 +1,19 @@
 """Every engine answers like the plain-Python reference, slot by slot."""
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from index_engines import (
+    CUDA_ON_CPU,
+    ENGINES,
+    assert_same_answer,
+    assert_same_slots,
+    open_index,
+)
 
 from kvtier.index import create_index, kernels
 from kvtier.index.interface import PageIndex
@@ -24,14 +33,15 @@ def as_pages(pages: list[int]) -> U64:
 
 
 class EnginesAgree(RuleBasedStateMachine):
-    """Random batches against tiny tables, on both engines at once."""
+    """Random batches against tiny tables, on an engine and on the reference at once."""
 
+    engine = "numba"
     index: PageIndex
     reference: PageIndex
 
     @initialize(sets=st.integers(1, 5), ways=st.sampled_from([8, 16, 32]), seed=st.integers(0, 3))
     def create(self, sets: int, ways: int, seed: int) -> None:
-        self.index = create_index(sets * ways, ways, seed, "numba")
+        self.index = open_index(sets * ways, ways, seed, self.engine)
         self.reference = create_index(sets * ways, ways, seed, "reference")
         self.epoch = 1
         self.oldest_epoch = 1
@@ -60,13 +70,7 @@ class EnginesAgree(RuleBasedStateMachine):
             )
             for index in (self.index, self.reference)
         )
-        assert (ours.leaders is None) == (theirs.leaders is None)
-        assert ours.bypasses == theirs.bypasses
-        for name in ("states", "slots", "leaders", "evicted"):
-            mine, expected = getattr(ours, name), getattr(theirs, name)
-            if expected is not None:
-                assert mine.dtype == expected.dtype
-                np.testing.assert_array_equal(mine, expected, name)
+        assert_same_answer(ours, theirs)
 
     @precondition(lambda self: (self.reference.snapshot().states == PageState.PENDING).any())
     @rule(chosen=masks, publish=st.booleans())
@@ -90,9 +94,7 @@ class EnginesAgree(RuleBasedStateMachine):
 
     @invariant()
     def slots_are_identical(self) -> None:
-        ours, theirs = self.index.snapshot(), self.reference.snapshot()
-        for name in ours._fields:
-            np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name), name)
+        assert_same_slots(self.index, self.reference)
 
     @invariant()
     def no_page_has_two_slots(self) -> None:
@@ -101,8 +103,49 @@ class EnginesAgree(RuleBasedStateMachine):
         assert len(np.unique(held)) == len(held)
 
 
+class CudaAgrees(EnginesAgree):
+    """The same for the kernels of the GPU, compiled for a CPU."""
+
+    engine = CUDA_ON_CPU
+
+
 EnginesAgree.TestCase.settings = settings(deadline=None, max_examples=60, stateful_step_count=25)
+CudaAgrees.TestCase.settings = settings(deadline=None, max_examples=60, stateful_step_count=25)
 TestEnginesAgree = EnginesAgree.TestCase
+TestCudaAgrees = CudaAgrees.TestCase
+
+
+@pytest.mark.parametrize("engine", ENGINES[2:])
+@pytest.mark.parametrize("ways", [8, 16, 32])
+def test_kernels_decide_as_the_cpu_does(engine: str, ways: int) -> None:
+    """Random sequences of batches, larger than a warp; `make soak` runs ten thousand and more."""
+    for seed in range(int(os.environ.get("KVTIER_PARITY_SEQUENCES", "60"))):
+        rng = np.random.default_rng([seed, ways])
+        slots = int(rng.integers(1, 6)) * ways
+        ours, theirs = (open_index(slots, ways, seed, one) for one in (engine, "numba"))
+        pending = np.empty(0, np.int64)
+        epoch = 1
+        for _ in range(6):
+            pages = rng.integers(0, rng.integers(1, 3 * slots), rng.integers(0, 150))
+            rows = len(pages)
+            admit = rng.random(rows) < 0.7 if rng.random() < 0.5 else None
+            ranks = rng.integers(0, 3, rows).astype(np.uint32) if rng.random() < 0.5 else None
+            epoch += int(rng.integers(0, 3))
+            oldest = max(1, epoch - int(rng.integers(0, 3)))
+            found, expected = (
+                index.lookup(pages.astype(np.uint64), epoch, oldest, admit=admit, priorities=ranks)
+                for index in (ours, theirs)
+            )
+            assert_same_answer(found, expected)
+            reserved = np.unique(expected.slots[(expected.states == 0) & (expected.slots >= 0)])
+            pending = rng.permutation(np.concatenate([pending, reserved]))
+            published, aborted, pending = np.split(pending, [rows // 4, rows // 3])
+            gone = rng.integers(0, 3 * slots, 5).astype(np.uint64)
+            for index in (ours, theirs):
+                index.publish(published)
+                index.abort(aborted)
+            np.testing.assert_array_equal(ours.invalidate(gone), theirs.invalidate(gone))
+            assert_same_slots(ours, theirs)
 
 
 @pytest.mark.skipif(not hasattr(kernels.probe, "signatures"), reason="the JIT is disabled")

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from index_engines import ENGINES, open_index
 
 from kvtier.errors import SettingsError
-from kvtier.index import IndexEngine, PageIndex, create_index
+from kvtier.index import PageIndex, create_index
 from kvtier.index.hashing import fmix64_int, seed_word
 from kvtier.pages import I64, U64, PageState
 
@@ -12,15 +13,15 @@ EMPTY, PENDING, VALID = PageState.EMPTY, PageState.PENDING, PageState.VALID
 WAYS = 8
 
 
-@pytest.fixture(params=["reference", "numba"])
-def engine(request: pytest.FixtureRequest) -> IndexEngine:
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture
-def index(engine: IndexEngine) -> PageIndex:
+def index(engine: str) -> PageIndex:
     """One set of eight ways, so that all pages compete."""
-    return create_index(WAYS, WAYS, engine=engine)
+    return open_index(WAYS, WAYS, engine=engine)
 
 
 def ids(*pages: int) -> U64:
@@ -191,8 +192,8 @@ def test_the_leader_decides_admission_and_priority(index: PageIndex) -> None:
     assert index.snapshot().priorities.max() == 2
 
 
-def test_evicted_pages_are_told_in_the_order_of_the_plan(engine: IndexEngine) -> None:
-    index = create_index(4 * WAYS, WAYS, engine=engine)
+def test_evicted_pages_are_told_in_the_order_of_the_plan(engine: str) -> None:
+    index = open_index(4 * WAYS, WAYS, engine=engine)
     for epoch in range(1, 9):
         found = index.lookup(np.arange(epoch * 20, epoch * 20 + 20, dtype=np.uint64), epoch, epoch)
         before = index.snapshot()
@@ -203,8 +204,8 @@ def test_evicted_pages_are_told_in_the_order_of_the_plan(engine: IndexEngine) ->
     assert sets == sorted(sets)
 
 
-def test_one_page_never_has_two_slots(engine: IndexEngine) -> None:
-    index = create_index(3 * WAYS, WAYS, engine=engine)
+def test_one_page_never_has_two_slots(engine: str) -> None:
+    index = open_index(3 * WAYS, WAYS, engine=engine)
     rng = np.random.default_rng(3)
     for epoch in range(1, 60):
         found = index.lookup(rng.integers(0, 40, 25).astype(np.uint64), epoch, max(1, epoch - 2))
@@ -217,8 +218,8 @@ def test_one_page_never_has_two_slots(engine: IndexEngine) -> None:
         assert len(np.unique(held)) == len(held)
 
 
-def test_pages_of_one_digest_do_not_hide_each_other(engine: IndexEngine) -> None:
-    index = create_index(32, 32, engine=engine)
+def test_pages_of_one_digest_do_not_hide_each_other(engine: str) -> None:
+    index = open_index(32, 32, engine=engine)
     digests = {page: fmix64_int(page ^ seed_word(1)) & 0xFF for page in range(4000)}
     # Digest 0 beside 1: comparing eight bytes by subtraction borrows from a match to the next byte.
     alike = [page for page, digest in digests.items() if digest <= 1][:24]
@@ -239,9 +240,9 @@ def test_no_page_id_is_reserved(index: PageIndex) -> None:
     assert index.lookup(extremes, 3, 3).states.tolist() == [EMPTY, EMPTY]
 
 
-def test_page_0_of_digest_0_is_not_found_in_empty_slots(engine: IndexEngine) -> None:
+def test_page_0_of_digest_0_is_not_found_in_empty_slots(engine: str) -> None:
     seed = next(seed for seed in range(5000) if fmix64_int(seed_word(seed)) & 0xFF == 0)
-    index = create_index(WAYS, WAYS, seed, engine)
+    index = open_index(WAYS, WAYS, seed, engine)
     found = index.lookup(ids(0), 1, 1, admit=np.array([False]))
     assert (found.states.tolist(), found.slots.tolist()) == ([EMPTY], [-1])
 
@@ -272,14 +273,14 @@ def test_only_pending_slots_are_settled(index: PageIndex, action: str, stranger:
     assert index.lookup(ids(2), 3, 3).states.tolist() == [PENDING]
 
 
-def test_slots_are_whole_sets_and_at_least_one(engine: IndexEngine) -> None:
-    assert (create_index(47, 16, engine=engine).sets, 16) == (2, 16)
-    smallest = create_index(1, 32, engine=engine)
+def test_slots_are_whole_sets_and_at_least_one(engine: str) -> None:
+    assert (open_index(47, 16, engine=engine).sets, 16) == (2, 16)
+    smallest = open_index(1, 32, engine=engine)
     assert (smallest.slots, smallest.sets, smallest.ways) == (32, 1, 32)
 
 
-def test_pages_spread_over_a_number_of_sets_that_is_no_power_of_two(engine: IndexEngine) -> None:
-    index = create_index(7 * WAYS, WAYS, engine=engine)
+def test_pages_spread_over_a_number_of_sets_that_is_no_power_of_two(engine: str) -> None:
+    index = open_index(7 * WAYS, WAYS, engine=engine)
     counts = np.zeros(7, np.int64)
     for epoch in range(1, 201):
         slots = index.lookup(np.arange(epoch * 10, epoch * 10 + 10, dtype=np.uint64), epoch, epoch)
@@ -290,24 +291,22 @@ def test_pages_spread_over_a_number_of_sets_that_is_no_power_of_two(engine: Inde
     assert counts.max() < 1.2 * 2000 / 7
 
 
-def test_seeds_choose_other_sets(engine: IndexEngine) -> None:
+def test_seeds_choose_other_sets(engine: str) -> None:
     pages = np.arange(20, dtype=np.uint64)
-    one, other = (
-        create_index(64 * WAYS, WAYS, seed, engine).lookup(pages, 1, 1) for seed in (1, 2)
-    )
+    one, other = (open_index(64 * WAYS, WAYS, seed, engine).lookup(pages, 1, 1) for seed in (1, 2))
     assert set((one.slots // WAYS).tolist()) != set((other.slots // WAYS).tolist())
 
 
 @pytest.mark.parametrize("ways", [0, 4, 12, 64])
-def test_other_ways_are_refused(engine: IndexEngine, ways: int) -> None:
+def test_other_ways_are_refused(engine: str, ways: int) -> None:
     with pytest.raises(SettingsError, match="ways"):
-        create_index(1024, ways, engine=engine)
+        open_index(1024, ways, engine=engine)
 
 
 @pytest.mark.parametrize("slots", [0, -16, 2**40])
-def test_impossible_sizes_are_refused(engine: IndexEngine, slots: int) -> None:
+def test_impossible_sizes_are_refused(engine: str, slots: int) -> None:
     with pytest.raises(SettingsError, match="slots"):
-        create_index(slots, engine=engine)
+        open_index(slots, engine=engine)
 
 
 def test_an_unknown_engine_is_refused() -> None:
