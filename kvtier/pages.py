@@ -27,6 +27,9 @@ PAGE_BYTES_MAX: Final = 4 << 20
 OBJECT_PAGES_MAX: Final = (1 << 32) - 1
 """Pages of one object; one less than the page index can count, so objects never adjoin."""
 
+SETS_MAX: Final = (1 << 32) - 1
+"""Most sets of an index: a page is placed in its set by multiplying in halves."""
+
 _PAGE_BITS: Final = np.uint64(32)
 _PAGE_MASK: Final = np.uint64(0xFFFF_FFFF)
 

@@ -21,6 +21,9 @@ from kvtier.errors import SettingsError
 SECTOR_BYTES: Final = 512
 """The unit of a drive's sizes: of its NAND pages and of I/O."""
 
+PLANES_MAX: Final = 1 << 24
+"""Most planes of all drives together: the emulator keeps 16 bytes for each."""
+
 IO_BYTES_MAX: Final = 1 << 30
 """Largest I/O that a model is asked about."""
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from kvtier.calibration.calibrating import Calibration
 from kvtier.calibration.fitting import Fit
 from kvtier.calibration.load import Load
-from kvtier.settings.toml import toml_key
+from kvtier.settings.keys import toml_key
 from kvtier.units import format_bytes
 
 _COMMENTS: Final = {

@@ -32,13 +32,14 @@ from kvtier.index.hashing import fmix64, seed_word, set_of
 from kvtier.jit import jit, jit_inline
 from kvtier.pages import I64, U64, check_page_bytes
 from kvtier.rows import as_column
-from kvtier.ssd import IO_BYTES_MAX, SECTOR_BYTES, SsdModel
+from kvtier.ssd import IO_BYTES_MAX, PLANES_MAX, SECTOR_BYTES, SsdModel
 
-PLANES_MAX: Final = 1 << 24
-"""Most planes of all drives together; 16 bytes for each."""
+NOW_NS_MAX: Final = 1 << 62
+"""146 years: ends must fit into an i64."""
 
-NOW_NS_MAX: Final = (1 << 62) // 1000
-"""53 days: times are kept in ps, because a sector crosses a fast link in less than 10 ns."""
+_SPAN_NS: Final = 1 << 50
+"""13 days. Times are kept in ps, because a sector crosses a fast link in less than 10 ns; they
+count from a start that is moved after so long, so that an i64 holds them however late it is."""
 
 _PARTS_PER_CALL: Final = 1 << 18
 """NAND pages that one compiled call works through: some ms, so that Ctrl-C is heard between."""
@@ -52,9 +53,9 @@ _HOST_WRITES: Final = 0  # parts of NAND pages
 _HOST_WRITE_SECTORS: Final = 1
 _GARBAGE_READS: Final = 2
 _PROGRAMS: Final = 3
-_PLANE_PS: Final = 4
-_CHANNEL_PS: Final = 5
-_LINK_PS: Final = 6
+_SENSES: Final = 4
+_CHANNEL_SECTORS: Final = 5
+_LINK_SECTORS: Final = 6
 _TALLIES: Final = 7
 
 _ZERO: Final = np.uint64(0)
@@ -91,6 +92,8 @@ class FlashCounts(NamedTuple):
 
 class _Drives(NamedTuple):
     """State of all drives, and the service times of each; times in ps.
+
+    When a server is free, or a program ends, counts from a start that :class:`FlashQueues` keeps.
 
     A *place* in a drive is a fraction, as a u64 in units of 2**-64: multiplied by the number of
     channels it gives the channel, multiplied by the number of planes a plane of that channel.
@@ -152,6 +155,7 @@ class FlashQueues:
         self.servers = Stages(drives * model.planes, drives * model.channels, drives)
         self._drives = _idle_drives(model, drives, seed)
         self._now_ns = 0
+        self._start_ns = 0
         self._reads = 0
         self._writes = 0
         self._compile()
@@ -163,8 +167,15 @@ class FlashQueues:
         Divided by the servers and by the time at which the last operation is done, it is the
         utilisation.
         """
-        sums_ns = self._drives.tallies.sum(axis=0) // _PS_PER_NS
-        return Stages(int(sums_ns[_PLANE_PS]), int(sums_ns[_CHANNEL_PS]), int(sums_ns[_LINK_PS]))
+        drives = self._drives
+        # Python's numbers: years of all planes together are more ps than an i64 holds.
+        sums: list[int] = drives.tallies.sum(axis=0).tolist()
+        senses, programs = sums[_SENSES], sums[_PROGRAMS]
+        planes_ps = senses * drives.sense_ps + programs * drives.program_ps
+        channels_ps = (senses + programs) * drives.command_ps
+        channels_ps += sums[_CHANNEL_SECTORS] * drives.channel_sector_ps
+        links_ps = sums[_LINK_SECTORS] * drives.link_sector_ps
+        return Stages(planes_ps // _PS_PER_NS, channels_ps // _PS_PER_NS, links_ps // _PS_PER_NS)
 
     @property
     def counts(self) -> FlashCounts:
@@ -209,6 +220,8 @@ class FlashQueues:
         pages = as_column(pages, np.int64, "pages")
         sectors = page_sectors * _total_pages(pages, locations.size, IO_BYTES_MAX // page_bytes)
         self._now_ns = now_ns
+        if now_ns - self._start_ns > _SPAN_NS:
+            self._move_start(now_ns)
         if is_write:
             self._writes += pages.size
         else:
@@ -218,7 +231,7 @@ class FlashQueues:
         for first, last in self._call_spans(pages.size, sectors):
             _serve(
                 self._drives,
-                now_ns * _PS_PER_NS,
+                (now_ns - self._start_ns) * _PS_PER_NS,
                 locations,
                 pages,
                 np.uint64(page_sectors),
@@ -227,7 +240,17 @@ class FlashQueues:
                 last,
                 done_ns,
             )
+        done_ns += self._start_ns
         return done_ns
+
+    def _move_start(self, now_ns: int) -> None:
+        """Count times from ``now_ns``; servers that were free before then are free at it."""
+        passed_ps = min((now_ns - self._start_ns) * _PS_PER_NS, np.iinfo(np.int64).max)
+        drives = self._drives
+        for times_ps in (drives.planes, drives.channels, drives.links, drives.program_ends):
+            np.maximum(times_ps, passed_ps, out=times_ps)
+            np.subtract(times_ps, passed_ps, out=times_ps)
+        self._start_ns = now_ns
 
     def _call_spans(self, operations: int, sectors: int) -> Iterator[tuple[int, int]]:
         """Cut operations into ranges (first, last) of about ``_PARTS_PER_CALL`` NAND pages."""
@@ -367,6 +390,7 @@ def _program(drives: _Drives, drive: int, at_ps: int) -> None:
 @jit_inline
 def _read(drives: _Drives, drive: int, place: np.uint64, at_ps: int, sectors: int) -> int:
     """Read a part of a NAND page; returns when it is done."""
+    drives.tallies[drive, _SENSES] += 1
     return _use_flash(drives, drive, place, at_ps, sectors, drives.sense_ps)
 
 
@@ -378,8 +402,7 @@ def _use_flash(
     channel = int(np.int64(set_of(place, np.uint64(drives.channels.shape[1]))))
     plane = int(np.int64(set_of(place, np.uint64(drives.planes.shape[1]))))
     channel_ps = drives.command_ps + sectors * drives.channel_sector_ps
-    drives.tallies[drive, _CHANNEL_PS] += channel_ps
-    drives.tallies[drive, _PLANE_PS] += plane_ps
+    drives.tallies[drive, _CHANNEL_SECTORS] += sectors
     off_channel_ps = max(at_ps, drives.channels[drive, channel]) + channel_ps
     drives.channels[drive, channel] = off_channel_ps
     end_ps = max(off_channel_ps, drives.planes[drive, plane]) + plane_ps
@@ -391,7 +414,7 @@ def _use_flash(
 def _cross_link(drives: _Drives, drive: int, at_ps: int, sectors: int) -> int:
     """Queue at the link of a drive; returns when the part is across."""
     link_ps = sectors * drives.link_sector_ps
-    drives.tallies[drive, _LINK_PS] += link_ps
+    drives.tallies[drive, _LINK_SECTORS] += sectors
     crossed_ps = max(at_ps, drives.links[drive]) + link_ps
     drives.links[drive] = crossed_ps
     return int(crossed_ps)

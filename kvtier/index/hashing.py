@@ -15,9 +15,6 @@ import numpy as np
 
 from kvtier.jit import jit_inline
 
-SETS_MAX: Final = (1 << 32) - 1
-"""Most sets of an index: :func:`set_of` multiplies in halves."""
-
 U64_MASK: Final = (1 << 64) - 1
 
 _GOLDEN: Final = 0x9E37_79B9_7F4A_7C15

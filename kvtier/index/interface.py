@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtier.errors import SettingsError
-from kvtier.index.hashing import SETS_MAX
-from kvtier.pages import I64, U8, U32, U64, Bool, LookupResult
+from kvtier.pages import I64, SETS_MAX, U8, U32, U64, Bool, LookupResult
 from kvtier.rows import Scalar, as_column
 
 WAYS: Final = (8, 16, 32)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from typing import Final, NamedTuple, get_args
 
 from kvtier.errors import SettingsError
-from kvtier.pages import check_page_bytes
+from kvtier.pages import SETS_MAX, check_page_bytes
+from kvtier.settings.keys import toml_key
+from kvtier.settings.presets import flash_model
 from kvtier.settings.values import (
     ChainSettings,
     DeviceModel,
@@ -16,8 +19,9 @@ from kvtier.settings.values import (
     Settings,
     TierName,
     TierSettings,
-    TopologySettings,
 )
+from kvtier.settings.ways import way_problems
+from kvtier.ssd import PLANES_MAX
 from kvtier.units import format_bytes, format_rate, format_seconds
 
 TIER_ORDER: Final[tuple[TierName, ...]] = get_args(TierName)
@@ -63,7 +67,7 @@ def find_problems(settings: Settings) -> Iterator[Problem]:
     yield from _chain_problems(settings.chain)
     yield from _buffer_problems(settings)
     if settings.topology is not None:
-        yield from _topology_problems(settings.topology)
+        yield from _topology_problems(settings)
 
 
 def _level_problems(settings: Settings) -> Iterator[Problem]:
@@ -96,6 +100,13 @@ def _tier_problems(tier: TierSettings, page_bytes: int) -> Iterator[Problem]:
     prefix = f"tiers.{tier.name}"
     if tier.ways not in WAYS:
         yield Problem(f"{prefix}.ways", f"{prefix}.ways is {tier.ways}: it must be 8, 16 or 32")
+    elif tier.capacity_bytes // page_bytes > SETS_MAX * tier.ways:
+        yield Problem(
+            f"{prefix}.capacity",
+            f"{prefix}.capacity is {format_bytes(tier.capacity_bytes)}: it must be "
+            f"{format_bytes(SETS_MAX * tier.ways * page_bytes)} at most, for an index has up to "
+            f"2**32 sets of {tier.ways} pages",
+        )
     elif tier.capacity_bytes < tier.ways * page_bytes:
         yield Problem(
             f"{prefix}.capacity",
@@ -121,6 +132,7 @@ def _model_problems(prefix: str, model: DeviceModel) -> Iterator[Problem]:
     yield from _outside(f"{prefix}.iops", model.iops, 1, 1e15)
     yield from _outside(f"{prefix}.bandwidth", model.bytes_per_s, 1, 1e18, format_rate)
     yield from _outside(f"{prefix}.devices", model.devices, 1, 1_000_000)
+    yield from _flash_problems(prefix, model)
     yield from _tail_problems(prefix, model)
     yield from _throttle_problems(prefix, model)
     yield from _given_outside(f"{prefix}.batch", model.batch, 1, _COUNT_MAX)
@@ -131,6 +143,30 @@ def _model_problems(prefix: str, model: DeviceModel) -> Iterator[Problem]:
     yield from _given_outside(
         f"{prefix}.write_bandwidth", model.write_bytes_per_s, 1, 1e18, format_rate
     )
+
+
+def _flash_problems(prefix: str, model: DeviceModel) -> Iterator[Problem]:
+    """A drive that is built of flash has its figures from there, and is told of no others."""
+    if model.flash is None:
+        return
+    built = flash_model(model.flash)
+    for field in fields(DeviceModel):
+        if field.name in ("flash", "preset", "devices"):
+            continue
+        if getattr(model, field.name) != getattr(built, field.name):
+            key = f"{prefix}.{toml_key(field.name)}"
+            yield Problem(
+                key,
+                f"{key} is of no effect on a flash drive, which follows from how it is built: "
+                f"leave it out, change {prefix}.flash, or give no flash",
+            )
+    drives_max = PLANES_MAX // model.flash.planes
+    if model.devices > drives_max:
+        yield Problem(
+            f"{prefix}.devices",
+            f"{prefix}.devices is {model.devices}: it must be 1 to {drives_max}, for each of these "
+            f"flash drives has {model.flash.planes} planes",
+        )
 
 
 def _tail_problems(prefix: str, model: DeviceModel) -> Iterator[Problem]:
@@ -181,26 +217,25 @@ def _chain_problems(chain: ChainSettings) -> Iterator[Problem]:
         )
 
 
-def _topology_problems(topology: TopologySettings) -> Iterator[Problem]:
+def _topology_problems(settings: Settings) -> Iterator[Problem]:
     """Ways between parts are looked for when the emulator is opened."""
+    topology = settings.topology
+    assert topology is not None
     for link in topology.links:
         yield from _model_problems(f"topology.links.{link.name}.model", link.model)
-        if link.between[0] == link.between[1]:
-            yield Problem(
-                f"topology.links.{link.name}.between",
-                f"topology.links.{link.name}.between: the link ends at {link.between[0]}, where "
-                "it begins",
-            )
     if topology.issue is not None:
         yield from _model_problems("topology.issue", topology.issue)
-    levels = (*TIER_ORDER, "origin")
+    known = (*TIER_ORDER, "origin")
     for name in topology.places:
-        if name not in levels:
-            near = "".join(difflib.get_close_matches(name, levels, n=1))
-            advice = f"did you mean {near}?" if near else f"levels are {', '.join(levels)}"
+        if name not in known:
+            near = "".join(difflib.get_close_matches(name, known, n=1))
+            advice = f"did you mean {near}?" if near else f"levels are {', '.join(known)}"
             yield Problem(
                 f"topology.places.{name}", f"topology.places.{name} is no level; {advice}"
             )
+    levels = [tier.name for tier in settings.tiers]
+    there = levels if settings.origin is None else [*levels, "origin"]
+    yield from (Problem(*finding) for finding in way_problems(topology, there))
 
 
 def _buffer_problems(settings: Settings) -> Iterator[Problem]:

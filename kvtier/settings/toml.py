@@ -1,7 +1,6 @@
 """TOML to settings, built from the dataclasses: a field is a key, a dataclass a table.
 
-A key is its field without the unit (``capacity_bytes`` is ``capacity = "64 GiB"``), for the value
-carries the unit; ``bytes_per_s`` is ``bandwidth``, and ``page_bytes`` keeps its name.
+Keys are called as :mod:`kvtier.settings.keys` says.
 """
 
 from __future__ import annotations
@@ -18,14 +17,15 @@ from typing import Any, Final, Literal, TypeVar
 
 from kvtier.errors import SettingsError
 from kvtier.settings.checks import TIER_ORDER, find_problems
+from kvtier.settings.keys import toml_key
 from kvtier.settings.presets import DEFAULT_TOML, MODEL_PRESETS, flash_model
 from kvtier.settings.values import DeviceModel, LinkSettings, Settings, TierSettings
+from kvtier.settings.ways import without_places
 from kvtier.ssd import SsdModel
 from kvtier.units import parse_bytes, parse_rate, parse_seconds
 
 T = TypeVar("T")
 
-_UNITS: Final = ("_bytes", "_s", "_us", "_ns")
 _SCALARS: Final[Mapping[type, str]] = {
     bool: "true or false",
     int: "a whole number",
@@ -73,6 +73,11 @@ def build_settings(
     """
     root = _Place("", file, assigned)
     settings = _build(Settings, document, root)
+    if settings.topology is not None:
+        there = {tier.name for tier in settings.tiers}
+        left_out = document.get("tiers", {}).keys() - there
+        topology = without_places(settings.topology, left_out)
+        settings = dataclasses.replace(settings, topology=topology)
     for problem in find_problems(settings):
         raise root.at(problem.key).refusal(problem.sentence)
     return settings
@@ -188,17 +193,6 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
     return field.default is missing and field.default_factory is missing
 
 
-def toml_key(field_name: str) -> str:
-    """The key of a field in TOML."""
-    if field_name == "page_bytes":
-        return field_name
-    if field_name.endswith("bytes_per_s"):
-        return field_name.removesuffix("bytes_per_s") + "bandwidth"
-    for unit in _UNITS:
-        field_name = field_name.removesuffix(unit)
-    return field_name
-
-
 def _convert(hint: Any, name: str, value: object, place: _Place) -> object:
     """``value`` as the type and the unit of the field ``name``."""
     if typing.get_origin(hint) is types.UnionType:
@@ -255,9 +249,23 @@ def _build_model(table: object, place: _Place) -> DeviceModel:
     if isinstance(table, dict) and "preset" in table:
         name = _choose(tuple(MODEL_PRESETS), table["preset"], place.at("preset"))
         base = MODEL_PRESETS[name].model
-    elif isinstance(table, dict) and "flash" in table:
-        base = flash_model(_build(SsdModel, table["flash"], place.at("flash")))
+    if isinstance(table, dict) and "flash" in table:
+        base = _build_flash(table["flash"], place, base)
+        table = {key: value for key, value in table.items() if key != "flash"}
     return _build(DeviceModel, table, place, base=base)
+
+
+def _build_flash(table: object, place: _Place, base: DeviceModel | None) -> DeviceModel:
+    """A flash drive; a preset that is one, too, gives what its table leaves out."""
+    if base is None:
+        return flash_model(_build(SsdModel, table, place.at("flash")))
+    if base.flash is None:
+        raise place.at("preset").refusal(
+            f"{place.at('preset').key} is {base.preset}, which is no flash drive, beside "
+            f"{place.at('flash').key}: leave one of the two out"
+        )
+    flash = _build(SsdModel, table, place.at("flash"), base=base.flash)
+    return dataclasses.replace(flash_model(flash), preset=base.preset)
 
 
 _BUILDERS: Final[Mapping[Any, Callable[[object, _Place], object]]] = {

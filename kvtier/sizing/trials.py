@@ -9,6 +9,7 @@ from typing import Any
 from kvtier.errors import TraceError
 from kvtier.replay import simulate_trace
 from kvtier.settings import Settings
+from kvtier.settings.ways import without_places
 from kvtier.sizing.economics import Wear, wear
 from kvtier.sizing.grid import Grid, Scale
 from kvtier.sizing.targets import METRICS, Metrics, Target
@@ -100,7 +101,10 @@ def configured(settings: Settings, full_bytes: Mapping[str, int], scale: Scale) 
         for tier in settings.tiers
         if full_bytes[tier.name]
     )
-    return replace(settings, tiers=tiers)
+    if settings.topology is None:
+        return replace(settings, tiers=tiers)
+    left_out = [name for name, size in full_bytes.items() if not size]
+    return replace(settings, tiers=tiers, topology=without_places(settings.topology, left_out))
 
 
 def _ignore(*_: object) -> None:

@@ -23,7 +23,7 @@ from kvtier.settings import (
     TopologySettings,
     load_settings,
 )
-from kvtier.settings.toml import toml_key
+from kvtier.settings.keys import toml_key
 from kvtier.ssd import SsdModel
 
 ROOT = Path(__file__).resolve().parents[2]

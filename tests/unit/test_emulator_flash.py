@@ -1,4 +1,5 @@
 import heapq
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterator
@@ -12,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from kvtier.emulator.flash import NOW_NS_MAX, PLANES_MAX, FlashCounts, FlashQueues
+from kvtier.emulator.flash import NOW_NS_MAX, FlashCounts, FlashQueues
 from kvtier.errors import LimitError, SettingsError
 from kvtier.index.hashing import U64_MASK, fmix64_int, seed_word
 from kvtier.jit import JIT_DISABLED
 from kvtier.pages import I64, U64, Bool
+from kvtier.ssd import PLANES_MAX, SsdModel
 from kvtier.ssd import STORAGE_NEXT_SLC as SLC
-from kvtier.ssd import SsdModel
 
 TLC = SsdModel(
     channels=16,
@@ -486,6 +487,45 @@ def test_latency_rises_with_the_load_from_the_papers_estimate_to_that_of_program
         assert estimate_s < measured_s < ratio_max * estimate_s
     # And a read that meets a program waits for ten times as long as a sense takes.
     assert mixed[0] > 3 * reading[0]
+
+
+# -- late times -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("days", [12.9, 13.03, 60, 400, 50_000])
+def test_a_drive_is_as_fast_after_years(days: float) -> None:
+    """Backlogs, half-full buffers and free servers carry over when times are counted anew."""
+    start_ns = round(days * 86_400e9)
+    # Gaps shorter and longer than a backlog, and one after which all is free.
+    times_ns = [0, 10, 40_000, 60_000, 5_000_000, 5_000_001, 3 * 86_400 * 10**9]
+    ends = []
+    for offset_ns in (0, start_ns):
+        queues = FlashQueues(SMALL, 2)
+        for now_ns, is_write in itertools.product(times_ns, (True, False)):
+            done = queues.serve(now_ns + offset_ns, at(*range(40)), ones(40), 512, is_write)
+            ends.append((done - offset_ns).tolist())
+        ends.append(list(queues.busy_ns))
+    assert ends[: len(ends) // 2] == ends[len(ends) // 2 :]
+
+
+def test_a_backlog_is_kept_when_times_are_counted_anew() -> None:
+    span_ns = 1 << 50
+    at_once, late = FlashQueues(SMALL), FlashQueues(SMALL)
+    late.serve(span_ns, at(*range(500)), ones(500), 512, False)
+    at_once.serve(0, at(*range(500)), ones(500), 512, False)
+    ends = late.serve(span_ns + 1000, at(*range(9)), ones(9), 512, False)
+    assert (ends - span_ns).tolist() == at_once.serve(
+        1000, at(*range(9)), ones(9), 512, False
+    ).tolist()
+    assert ends.min() > span_ns + 100_000
+
+
+@many_operations
+def test_busy_time_may_be_more_than_fits_into_64_bits_of_ps() -> None:
+    reads = 10_000_000
+    queues = FlashQueues(replace(SMALL, sense_us=1e6))
+    queues.serve(0, np.arange(reads, dtype=np.uint64), ones(reads), 2048, False)
+    assert queues.busy_ns.planes == reads * 10**9
 
 
 # -- what is refused ------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtier.index.hashing import SETS_MAX, fmix64, fmix64_int, seed_word, set_of
+from kvtier.index.hashing import fmix64, fmix64_int, seed_word, set_of
+from kvtier.pages import SETS_MAX
 
 words = st.integers(0, 2**64 - 1)
 

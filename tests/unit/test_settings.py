@@ -439,12 +439,12 @@ def test_an_hbm_tier_on_a_gpu_takes_no_host_memory() -> None:
 
 def test_an_nvme_tier_larger_than_its_disk_is_refused_with_both_numbers(tmp_path: Path) -> None:
     settings = load_settings(
-        None, ["tiers.nvme.capacity=1000PiB", f"tiers.nvme.path={tmp_path}/pages"]
+        None, ["tiers.nvme.capacity=200TiB", f"tiers.nvme.path={tmp_path}/pages"]
     )
     with pytest.raises(SettingsError) as refusal:
         check_machine(settings)
     assert f"are free in {tmp_path}; lower it" in str(refusal.value)
-    assert str(refusal.value).startswith("tiers.nvme.capacity is 1000 PiB, and ")
+    assert str(refusal.value).startswith("tiers.nvme.capacity is 200 TiB, and ")
 
 
 def test_an_nvme_tier_needs_its_directory(tmp_path: Path) -> None:
