@@ -134,7 +134,7 @@ def _check_marker(marker: Path, page_bytes: int) -> None:
     try:
         found: Any = json.loads(marker.read_bytes())
         kind, version, held = found["format"], found["version"], found["page_bytes"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SettingsError(f"{marker} is damaged: it is no description of a store") from error
     if (kind, version) != (_FORMAT, _FORMAT_VERSION):
         raise SettingsError(

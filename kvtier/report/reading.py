@@ -76,8 +76,22 @@ def _check(kind: Any, value: object, key: str) -> None:
     elif kind is float:
         if not math.isfinite(_as((int, float), value, key)):
             raise _Wrong(f"{key} is {value!r}")
-    elif kind is not Any:
+    elif kind is Any:
+        _check_finite(value, key)
+    else:
         _as(kind, value, key)
+
+
+def _check_finite(value: object, key: str) -> None:
+    """A page that holds the result has no way to write a number beyond all bounds."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_finite(item, f"{key}.{name}")
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            _check_finite(item, f"{key}.{number}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise _Wrong(f"{key} is {value!r}")
 
 
 def _check_table(kind: Any, value: object, key: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,9 +45,11 @@ def _plain(value: object) -> Any:
         }
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if value is None or isinstance(value, bool | int | float):
+    if value is None or isinstance(value, bool | int):
         return value
-    # Paths too; and the dates and times that TOML knows.
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    # Paths, the dates and times that TOML knows, and infinities, which JSON has no number for.
     return _without_password(str(value) if not isinstance(value, Path) else value.as_posix())
 
 

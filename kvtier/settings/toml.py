@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import sys
-import tomllib
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any, Final, Literal, TypeVar
 
 from kvtier.errors import SettingsError
 from kvtier.settings.checks import TIER_ORDER, find_problems
+from kvtier.settings.document import DEPTH_MAX, parse_document
 from kvtier.settings.keys import toml_key
 from kvtier.settings.presets import DEFAULT_TOML, MODEL_PRESETS, flash_model
 from kvtier.settings.values import DeviceModel, LinkSettings, Settings, TierSettings
@@ -86,7 +86,8 @@ def build_settings(
 def parse_assignment(text: str, flag: str = "--set") -> tuple[str, Any]:
     """The key and the value of ``"KEY=VALUE"``.
 
-    A value that reads as a TOML number, boolean, quoted text or array is one; any other is text.
+    A value that reads as a TOML number, boolean, quoted text, array or inline table is one; any
+    other is text.
 
     Args:
         text: what was given.
@@ -99,25 +100,28 @@ def parse_assignment(text: str, flag: str = "--set") -> tuple[str, Any]:
     key = key.strip()
     if not equals or not all(key.split(".")):
         raise SettingsError(f"{flag} {text}: write {flag} KEY=VALUE")
+    if key.count(".") > DEPTH_MAX:
+        raise SettingsError(f"{flag} {key[:40]}…: no key has so many parts; write fewer")
     try:
-        document = tomllib.loads(f"value = {value}")
-    except (ValueError, RecursionError):
+        document = parse_document(f"value = {value}")
+    except ValueError:
         return key, value.strip()
     # More than the one key: the text held a line of its own, so it was no single TOML value.
     parsed = document["value"] if len(document) == 1 else None
-    return key, parsed if isinstance(parsed, bool | int | float | str | list) else value.strip()
+    is_one = isinstance(parsed, bool | int | float | str | list | dict)
+    return key, parsed if is_one else value.strip()
 
 
 def _read(path: Path | None) -> dict[str, Any]:
     if path is None:
-        return tomllib.loads(DEFAULT_TOML)
+        return parse_document(DEFAULT_TOML)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_document(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SettingsError(f"{path}: there is no such file; name an existing TOML file") from error
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise SettingsError(f"{path}: is no TOML: {error}") from error
 
 

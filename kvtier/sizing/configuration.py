@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any, Final
 
 from kvtier.settings import parse_assignment
+from kvtier.settings.document import parse_document
 from kvtier.settings.presets import DEFAULT_TOML
 from kvtier.sizing.grid import describe
 from kvtier.sizing.targets import Target
@@ -30,7 +30,7 @@ def configuration_toml(
         result: of :func:`kvtier.sizing.size_trace`.
     """
     text = DEFAULT_TOML if config is None else config.read_text(encoding="utf-8")
-    document = tomllib.loads(text)
+    document = parse_document(text)
     for key, value in map(parse_assignment, [*overrides, *result["answer"]["settings"]]):
         *tables, last = key.split(".")
         table = document

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
 from kvtier.errors import SettingsError
+from kvtier.settings.document import parse_document
 from kvtier.units import parse_bytes
 
 GIB: Final = 1 << 30
@@ -78,6 +77,10 @@ PRESETS: Final[Prices] = {
     ),
 }
 
+_LEAST: Final = 1e-9
+_MOST: Final = 1e12
+"""Bounds of a price and of an endurance, so that whatever is made of them is finite."""
+
 _KEYS: Final = {
     "device" if field.name == "device_bytes" else field.name: field.name for field in fields(Price)
 }
@@ -93,7 +96,7 @@ def load_prices(path: Path | None) -> Prices:
     if path is None:
         return PRESETS
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = parse_document(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"--prices {path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -127,12 +130,16 @@ def _checked(where: str, key: str, value: object) -> object:
         if isinstance(value, str):
             return value
         raise SettingsError(f"{where} is {value!r}: it must be a text")
-    number = parse_bytes(value, where) if key == "device" else value
-    if isinstance(number, bool) or not isinstance(number, int | float):
+    if key == "device":
+        size = parse_bytes(value, where)
+        if not size:
+            raise SettingsError(f"{where} is {value!r}: it must be above 0")
+        return size
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise SettingsError(f"{where} is {value!r}: it must be a number above 0")
-    if not (math.isfinite(number) and number > 0):
-        raise SettingsError(f"{where} is {value!r}: it must be above 0")
-    return number
+    if not _LEAST <= value <= _MOST:
+        raise SettingsError(f"{where} is {value!r}: it must be from {_LEAST:g} to {_MOST:g}")
+    return value
 
 
 def _nearest(name: str, known: Mapping[str, object]) -> str:

@@ -266,7 +266,7 @@ class TestOpening:
         with pytest.raises(SettingsError, match=r"thesis\.tex.*empty directory"):
             await open_store(tmp_path)
 
-    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}'])
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', "[" * 99_999])
     async def test_a_damaged_description_is_refused(self, tmp_path: Path, text: str) -> None:
         await (await open_store(tmp_path)).close()
         (tmp_path / "format.json").write_text(text)

@@ -101,6 +101,10 @@ def test_an_infinite_number_is_refused(tmp_path: Path, result: dict[str, Any]) -
     (tmp_path / "result.json").write_text(text)
     with pytest.raises(SettingsError, match="duration_s is inf"):
         read_result(tmp_path / "result.json")
+    text = json.dumps(result).replace('"backend": "tcp"', '"backend": [1e999]')
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(SettingsError, match=r"config\.origin\.backend\.0 is inf"):
+        read_result(tmp_path / "result.json")
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -193,12 +193,32 @@ def test_the_last_of_two_overrides_wins() -> None:
         ("a=x=y", "a", "x=y"),
         ("a=", "a", ""),
         ("a=[1, 2]", "a", [1, 2]),
+        ("a={ b = 1 }", "a", {"b": 1}),
+        ("a=0x1_0000_0000_0000_0000", "a", "0x1_0000_0000_0000_0000"),
+        ("a=" + "[" * 40 + "]" * 40, "a", "[" * 40 + "]" * 40),
         ("a=2024-01-01", "a", "2024-01-01"),
         ("a=1\nb = 2", "a", "1\nb = 2"),
     ],
 )
 def test_an_assignment_is_a_toml_value_or_text(text: str, key: str, value: object) -> None:
     assert parse_assignment(text) == (key, value)
+
+
+def test_an_inline_table_is_a_table_of_settings() -> None:
+    settings = load_settings(None, ["tiers.dram={ capacity = '2 GiB', ways = 8 }"])
+    assert (settings.tiers[1].capacity_bytes, settings.tiers[1].ways) == (2 << 30, 8)
+    with pytest.raises(SettingsError, match=r"--set: unknown key tiers\.dram\.capcity; did you"):
+        load_settings(None, ["tiers.dram={ capcity = '2 GiB' }"])
+
+
+def test_a_key_without_end_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"--set origin.*…: no key has so many parts"):
+        load_settings(None, [f"origin.options{'.a' * 5000}=1"])
+
+
+def test_an_option_that_json_has_no_number_for_is_described_as_text() -> None:
+    settings = load_settings(None, ["origin.options.rate=inf"])
+    assert to_dict(settings)["origin"]["options"] == {"rate": "inf"}
 
 
 @pytest.mark.parametrize("text", ["", "tiers", "=1", "a..b=1", ".=1"])
@@ -376,7 +396,17 @@ def test_a_directory_is_no_settings_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"seed = ", b"\xff\xfe", b"seed = " + b"9" * 5000, b"a = " + b"[" * 100_000]
+    "content",
+    [
+        b"seed = ",
+        b"\xff\xfe",
+        b"seed = " + b"9" * 400,
+        b"seed = " + b"9" * 5000,
+        b"seed = 0x" + b"f" * 9000,
+        b"seed = " + b"[" * 50 + b"]" * 50,
+        b"a = " + b"[" * 100_000,
+        b".".join([b"a"] * 5000) + b" = 1",
+    ],
 )
 def test_text_that_is_no_toml_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "case.toml"
