@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from kvtier.cli.outcome import Exit, complain
+from kvtier.cli.outputs import check_tier_file
 from kvtier.errors import KvtierError, SettingsError
 from kvtier.pages import check_page_bytes
 from kvtier.settings import OriginSettings, Settings, load_settings, parse_assignment
@@ -30,6 +31,7 @@ _WIDTH: Final = 110
 def replay(arguments: argparse.Namespace) -> Exit:
     """``kvtier replay``: a trace through the cache, on real devices."""
     settings = _settings_of_run(arguments)
+    check_tier_file(settings, arguments)
     from kvtier.cli.progress import LateProgress
     from kvtier.replay import replay_trace
 
@@ -255,10 +257,13 @@ def _write_page(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
 
 def _flaws(result: Mapping[str, Any]) -> list[str]:
     """Why a result cannot be trusted, each as a sentence; empty for a sound one."""
-    from kvtier.report.schema import check_sums
+    from kvtier.report.schema import check_figures, check_sums
 
     broken, verify = check_sums(result), result["verify"]
     flaws = [f"the sums of this result do not hold: {'; '.join(broken)}"] if broken else []
+    wrong = check_figures(result)
+    if wrong:
+        flaws.append(f"figures of this result cannot be: {'; '.join(wrong)}")
     if verify and verify["corrupt_pages"]:
         flaws.append(
             f"{verify['corrupt_pages']} of {verify['checked_pages']} checked pages had wrong "

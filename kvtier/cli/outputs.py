@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from kvtier.errors import SettingsError
+from kvtier.settings import Settings
 
 _READ: Final = ("trace", "config", "prices", "source", "path", "token_file")
 """Arguments that name a file which is read; ``files`` names several."""
@@ -28,6 +29,8 @@ def check_outputs(arguments: argparse.Namespace) -> None:
     read = [given[name] for name in _READ if given.get(name)] + list(given.get("files") or ())
     files = [Path(path) for path in read if not Path(path).is_dir()]
     taken = {path.resolve(): "is read by this command" for path in files}
+    if "target" in given:  # of an import, which refuses its source itself
+        taken[given["target"].resolve()] = "is what this command makes"
     for name in ("json", "html", "out"):
         path = given.get(name)
         if path is None:
@@ -42,3 +45,21 @@ def check_outputs(arguments: argparse.Namespace) -> None:
         if place in taken:
             raise SettingsError(f"--{name} {path}: {taken[place]}; name another")
         taken[place] = f"--{name} names the same file"
+
+
+def check_tier_file(settings: Settings, arguments: argparse.Namespace) -> None:
+    """Make sure that the file of the ``nvme`` tier, which a replay overwrites, is none it reads.
+
+    Raises:
+        SettingsError: it is.
+    """
+    for tier in settings.tiers:
+        for name in ("trace", "config"):
+            read = getattr(arguments, name)
+            if tier.path is None or read is None or not (tier.path.exists() and read.exists()):
+                continue
+            if tier.path.samefile(read):
+                raise SettingsError(
+                    f"tiers.{tier.name}.path: {tier.path} is read by this command, and the tier "
+                    "would overwrite it; name another"
+                )

@@ -228,7 +228,9 @@ def _factor(level: LevelCounters) -> float | None:
 def _utilisation(run: Run) -> dict[str, float] | None:
     if run.busy_s is None or run.duration_s == 0:
         return None
-    return {name: busy_s / run.duration_s for name, busy_s in run.busy_s.items()}
+    # What is booked beyond the end is no part of the run: programs of a flash drive that take what
+    # its buffer holds, and after Ctrl-C whatever was under way.
+    return {name: min(busy_s / run.duration_s, 1.0) for name, busy_s in run.busy_s.items()}
 
 
 def _bottleneck(run: Run) -> str | None:

@@ -41,8 +41,9 @@ def write_json(path: Path, result: Mapping[str, Any]) -> None:
         result: JSON values; NumPy scalars and paths are turned into theirs.
 
     Raises:
-        KvtierError: it holds a number that JSON has not, NaN or an infinity.
-        OSError: it cannot be written; nothing is left behind.
+        KvtierError: it cannot be written, and nothing is left behind; or it holds a number that
+            JSON has not, NaN or an infinity.
+        BrokenPipeError: nobody reads the standard output any more.
     """
     try:
         text = json.dumps(result, indent=2, allow_nan=False, default=_plain) + "\n"
@@ -52,13 +53,23 @@ def write_json(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole; arguments and refusals of the system as of :func:`write_json`."""
-    if path == STDOUT:
-        sys.stdout.write(text)
-    elif _is_device(path):
-        path.write_text(text, encoding="utf-8")
-    else:
-        _replace(path.resolve(), text)
+    """Write a file whole; arguments and refusals as of :func:`write_json`."""
+    try:
+        if path == STDOUT:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        elif _is_device(path):
+            path.write_text(text, encoding="utf-8")
+        else:
+            _replace(path.resolve(), text)
+    except OSError as error:
+        if path == STDOUT and isinstance(error, BrokenPipeError):
+            raise
+        place = "the standard output" if path == STDOUT else path
+        raise KvtierError(
+            f"{place}: cannot be written: {error.strerror or error}; make room for it, "
+            "or name another place"
+        ) from error
 
 
 def _replace(path: Path, text: str) -> None:

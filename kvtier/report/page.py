@@ -19,7 +19,7 @@ from kvtier.report.comparison import Agreement, Line, Run, agreements, groups_of
 from kvtier.report.drawing import Plot
 from kvtier.report.json_file import STDOUT, check_target
 from kvtier.report.rows import MODEL_ROWS, NOTHING, Row, Values, find
-from kvtier.report.schema import check_sums
+from kvtier.report.schema import check_figures, check_sums
 from kvtier.report.sections import Section, every_number, headline, setup
 from kvtier.report.terminal import labels_of
 from kvtier.units import format_bytes
@@ -96,8 +96,10 @@ class Group:
         return agreements(self.runs)
 
     @property
-    def broken_sums(self) -> list[str]:
-        return [f"{run.name}: {text}" for run in self.runs for text in check_sums(run.result)]
+    def flaws(self) -> list[str]:
+        """Sums that do not hold, and figures that cannot be."""
+        found = ((run, (*check_sums(run.result), *check_figures(run.result))) for run in self.runs)
+        return [f"{run.name}: {text}" for run, texts in found for text in texts]
 
     @property
     def corrupt(self) -> list[Run]:

@@ -57,7 +57,9 @@ def _no_number(text: str) -> float:
 def _check(kind: Any, value: object, key: str) -> None:
     """``value`` at ``key`` is of the type ``kind``, one of those that the schema is made of."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if typing.is_typeddict(kind):
+    if kind is Any:
+        _check_finite(value, key)
+    elif typing.is_typeddict(kind):
         _check_table(kind, value, key)
     elif origin is types.UnionType:
         if value is not None:
@@ -74,10 +76,7 @@ def _check(kind: Any, value: object, key: str) -> None:
         if value not in arguments and not is_later:
             raise _Wrong(f"{key} is {value!r}")
     elif kind is float:
-        if not math.isfinite(_as((int, float), value, key)):
-            raise _Wrong(f"{key} is {value!r}")
-    elif kind is Any:
-        _check_finite(value, key)
+        _check_finite(_as((int, float), value, key), key)
     else:
         _as(kind, value, key)
 

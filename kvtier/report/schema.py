@@ -10,6 +10,9 @@ from typing import Any, Final, Literal, TypedDict
 
 SCHEMA_VERSION: Final = 1
 
+SHARE_TOLERANCE: Final = 1e-6
+"""By how much a quotient of rounded times may be above 1."""
+
 
 class Latency(TypedDict):
     mean: float | None
@@ -233,6 +236,42 @@ def check_sums(result: Mapping[str, Any]) -> list[str]:
             rules += ((f"{purpose}: {sentence}", holds) for sentence, holds in sum_rules(part))
         rules += _part_rules(result, parts)
     return [f"not so: {sentence}" for sentence, holds in rules if not holds]
+
+
+def check_figures(result: Mapping[str, Any]) -> list[str]:
+    """What no run can come to, each as a sentence with its key and number; empty for a sound one.
+
+    No count, rate or time is negative; a share is 0 to 1; the bottleneck is a part that was busy.
+    """
+    flaws = [
+        f"{key} is {number:g}, and nothing can be below 0" for key, number in _negative(result)
+    ]
+    shares = {
+        f"tiers.{number}.hit_rate": tier["hit_rate"] for number, tier in enumerate(result["tiers"])
+    }
+    shares["requests.stall_share"] = result.get("requests", {}).get("stall_share")
+    used = result["utilisation"] or {}
+    shares |= {f"utilisation.{name}": share for name, share in used.items()}
+    flaws += [
+        f"{key} is {share:g}, and a share cannot be above 1"
+        for key, share in shares.items()
+        if share is not None and share > 1 + SHARE_TOLERANCE
+    ]
+    if result["bottleneck"] is not None and result["bottleneck"] not in used:
+        flaws.append(f"bottleneck is {result['bottleneck']!r}, which is no part of utilisation")
+    return flaws
+
+
+def _negative(value: object, key: str = "") -> Iterator[tuple[str, float]]:
+    """Every number below 0, but for those that kvtier did not come to itself."""
+    if key in ("config", "environment"):
+        return
+    if isinstance(value, Mapping | list):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for name, item in items:
+            yield from _negative(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, int | float) and value < 0:
+        yield key, value
 
 
 def _part_rules(

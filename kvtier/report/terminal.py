@@ -25,7 +25,7 @@ from kvtier.report.rows import (
     levels_of,
     parts_of,
 )
-from kvtier.report.schema import check_sums, sum_rules
+from kvtier.report.schema import check_figures, check_sums, sum_rules
 from kvtier.report.sections import part_headline
 from kvtier.units import format_bytes, format_seconds
 
@@ -41,11 +41,14 @@ def print_report(result: Mapping[str, Any], console: Console) -> None:
 
 
 def print_broken_sums(result: Mapping[str, Any], console: Console) -> None:
-    """Say loudly which sums of a result do not hold; nothing for a sound one."""
+    """Say loudly which sums of a result do not hold, and what cannot be; of a sound one nothing."""
     broken = check_sums(result)
     if broken:
         text = "\n".join([*broken, "These numbers cannot be trusted: this is a bug in kvtier."])
         console.print(Panel(Text(text), title="SUMS BROKEN", border_style="bold red"))
+    wrong = check_figures(result)
+    if wrong:
+        console.print(Panel(Text("\n".join(wrong)), title="IMPOSSIBLE", border_style="bold red"))
 
 
 def labels_of(result: Mapping[str, Any]) -> list[str]:

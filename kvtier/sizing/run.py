@@ -60,8 +60,12 @@ def _drive(search: Search, trials: Trials, progress: Progress) -> str:
     """Simulate what the search names; returns why it ended: settled, budget, interrupted."""
     budget = trials.task.budget
     while (number := search.next()) is not None:
-        if len(trials.metrics) == budget:
+        left = budget - len(trials.metrics)
+        if left == 0:
             return "budget"
+        if search.answer is None and not trials.task.exhaustive and left <= len(search.largest):
+            # It may be that nothing meets the targets: what is left of the budget shows whether.
+            number = search.largest[-1]
         missed = trials.simulate(number)
         if missed is None:
             return "interrupted"
@@ -104,15 +108,19 @@ def _grid_of(task: SizingTask, scale: Scale, footprint_bytes: int) -> Grid:
 
 
 def _nothing_meets(task: SizingTask, grid: Grid, tried: Mapping[int, Metrics], ended: str) -> str:
-    """One line: what was wanted, and the best that was reached, with what."""
+    """One line: what was wanted, and which configuration came nearest, and by how much."""
     wanted = " and ".join(map(str, task.targets))
     bests = _bests(task.targets, grid, tried)
-    if ended == "budget":
-        return (
-            f"nothing met {wanted} within {len(tried)} simulations of {len(grid)} configurations: "
-            f"raise --budget. {bests}"
-        )
-    return f"nothing meets {wanted}: lower the target or raise --max. {bests}"
+    if ended == "settled":
+        advice = "lower the target or raise --max" if task.most_bytes else "lower the target"
+        return f"no configuration within the bounds meets {wanted}: {advice}. {bests}"
+    advice = "raise --budget"
+    if len(grid) - 1 in tried:  # the dearest: every tier at its largest
+        advice = "the largest misses too, so lower the target, or raise --budget for the others"
+    return (
+        f"nothing met {wanted} within {len(tried)} simulations of {len(grid)} configurations: "
+        f"{advice}. {bests}"
+    )
 
 
 def _bests(targets: Sequence[Target], grid: Grid, tried: Mapping[int, Metrics]) -> str:
@@ -127,6 +135,9 @@ def _best(target: Target, grid: Grid, tried: Mapping[int, Metrics]) -> str:
     best = (max if target.metric.at_least else min)(values.values())
     # Of equal values, the cheapest configuration.
     number = min(number for number, value in values.items() if value == best)
+    miss = target.show(abs(best - target.bound))
+    distance = f" ({miss} {'short' if target.metric.at_least else 'over'})"
     return (
-        f"at best, {target.name} was {target.show(best)}, with {describe(grid.capacities(number))}"
+        f"at best, {target.name} was {target.show(best)}"
+        f"{'' if target.is_met(best) else distance}, with {describe(grid.capacities(number))}"
     )

@@ -39,6 +39,17 @@ class Search:
         """How many cheaper ones than the answer were not tried."""
         return int(np.count_nonzero(~self._tried[: self.answer]))
 
+    @property
+    def largest(self) -> list[int]:
+        """Of those not ruled out, the ones with every tier that they have at its largest.
+
+        As long as nothing meets the target, all of them missing it is what ends the search.
+        """
+        steps = self._steps
+        full = ((steps == 0) | (steps == steps.max(axis=0))).all(axis=1)
+        found: list[int] = np.flatnonzero(full & self._open).tolist()
+        return found
+
     def next(self) -> int | None:
         """The configuration to try; None when there is nothing left to find out."""
         candidates = np.flatnonzero(self._open)

@@ -217,9 +217,20 @@ def test_a_budget_ends_the_search_and_the_answer_says_so(
 @pytest.mark.parametrize(
     ("options", "code", "complaint"),
     [
-        (["--target", "hit_rate=1"], 1, "nothing meets hit_rate >= 100.00%: lower the target or"),
+        (
+            ["--target", "hit_rate=1"],
+            1,
+            "no configuration within the bounds meets hit_rate >= 100.00%: lower the target. at b",
+        ),
+        (["--target", "p50=0us"], 1, "no configuration within the bounds meets p50 <= 0 ns: lower"),
+        (["--target", "p50=0us", "--budget", "4"], 1, "no configuration within the bounds meets"),
+        (["--target", "hit_rate=0.99", "--max", "dram=1MiB"], 1, "lower the target or raise --max"),
         (["--target", "hit_rate=0.9", "--max", "dram=0,nvme=64KiB"], 1, "with nvme 64 KiB"),
-        (["--target", "hit_rate=1", "--budget", "1"], 1, "raise --budget. at best, hit_rate was"),
+        (
+            ["--target", "hit_rate=1", "--budget", "1"],
+            1,
+            "the largest misses too, so lower the target, or raise --budget for the others. at",
+        ),
         (["--target", "hitrate=1"], 2, "unknown target hitrate; did you mean hit_rate?"),
         (["--target", "p99=5"], 2, "--target p99: '5' is no time"),
         (["--target", "p99=5ms", "--target", "p99=4ms"], 2, "--target p99 is given twice"),

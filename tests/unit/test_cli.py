@@ -27,6 +27,7 @@ from kvtier.cli.progress import PATIENCE_NS, LateProgress
 from kvtier.clock import VirtualClock
 from kvtier.errors import KvtierError
 from kvtier.report.comparison import differing_decisions
+from kvtier.report.rows import find
 from kvtier.report.schema import Result, check_sums
 
 KVTIER = (sys.executable, "-m", "kvtier")
@@ -328,6 +329,7 @@ def test_saved_results_are_reported_side_by_side(
     [
         ("verify", "corrupt_pages", "checked pages had wrong bytes"),
         ("coalescing", "folded", "the sums of this result do not hold"),
+        ("tiers.0", "hit_rate", "figures of this result cannot be: tiers.0.hit_rate is 1"),
     ],
 )
 def test_a_saved_result_that_cannot_be_trusted_is_shown_and_a_failure(
@@ -339,7 +341,7 @@ def test_a_saved_result_that_cannot_be_trusted_is_shown_and_a_failure(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     result = copy.deepcopy(results[0])
-    result[part][key] += 1
+    find(result, part)[key] += 1
     files = _saved(tmp_path, [results[1], result])
     page = tmp_path / "page.html"
     assert main(["report", *files, "--html", str(page)]) == 1

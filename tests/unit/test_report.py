@@ -15,7 +15,7 @@ from small_results import NO_LATENCY, tier
 from kvtier.errors import KvtierError, SettingsError
 from kvtier.report.json_file import check_target, write_json
 from kvtier.report.mapping import print_mapping
-from kvtier.report.schema import check_sums
+from kvtier.report.schema import check_figures, check_sums
 from kvtier.report.terminal import print_report
 
 
@@ -197,7 +197,7 @@ def test_a_failed_write_leaves_nothing_half_written(tmp_path: Path) -> None:
     (tmp_path / "result.json" / "x").touch()
     link = tmp_path / "link.json"
     link.symlink_to(tmp_path / "none" / "result.json")
-    with pytest.raises(OSError, match="none"):
+    with pytest.raises(KvtierError, match=r"link\.json: cannot be written: No such file"):
         write_json(link, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link.json", "result.json"]
 
@@ -264,3 +264,36 @@ def test_a_mapping_without_a_layout_is_shown_as_tables() -> None:
         "page - 0",
     ):
         assert expected in lines
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "flaw"),
+    [
+        ("duration_s", -1.5, "duration_s is -1.5, and nothing can be below 0"),
+        ("tiers.0.device_reads", -2, "tiers.0.device_reads is -2, and"),
+        ("demand.iops", -0.5, "demand.iops is -0.5, and"),
+        ("utilisation.dram", -0.1, "utilisation.dram is -0.1, and"),
+        ("utilisation.dram", 1.2, "utilisation.dram is 1.2, and a share cannot be above 1"),
+        ("tiers.1.hit_rate", 1.5, "tiers.1.hit_rate is 1.5, and a share cannot be above 1"),
+        ("bottleneck", "moon", "bottleneck is 'moon', which is no part of utilisation"),
+    ],
+)
+def test_figures_that_cannot_be_are_loud(
+    result: dict[str, Any], key: str, value: object, flaw: str
+) -> None:
+    result = small_results.modelled(result)
+    assert check_figures(result) == []
+    *path, last = key.split(".")
+    part: Any = result
+    for name in path:
+        part = part[int(name)] if name.isdecimal() else part[name]
+    part[last] = value
+    assert [one[: len(flaw)] for one in check_figures(result)] == [flaw]
+    assert "IMPOSSIBLE" in _report(result)
+
+
+def test_rounded_times_and_settings_below_zero_are_no_flaws(result: dict[str, Any]) -> None:
+    result = small_results.modelled(result)
+    result["utilisation"]["origin"] = 1 + 1e-9
+    result["config"]["offset"] = -1
+    assert check_figures(result) == []
