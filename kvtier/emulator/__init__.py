@@ -6,6 +6,7 @@ from kvtier.emulator.flash import FlashQueues
 from kvtier.emulator.loop import VirtualLoop
 from kvtier.emulator.opening import open_emulator
 from kvtier.emulator.origin import ModelledOrigin
+from kvtier.emulator.station import ReadLoad
 from kvtier.ssd import STORAGE_NEXT_SLC, SsdModel
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "FlashQueues",
     "ModelledDevice",
     "ModelledOrigin",
+    "ReadLoad",
     "SsdModel",
     "VirtualDriver",
     "VirtualLoop",

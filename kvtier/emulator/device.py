@@ -8,7 +8,7 @@ import numpy as np
 
 from kvtier.emulator.flash import FlashQueues
 from kvtier.emulator.queueing import QueueingDevice
-from kvtier.emulator.station import Station, Work
+from kvtier.emulator.station import ReadLoad, Server, Work
 from kvtier.settings import DeviceModel
 from kvtier.ssd import SsdModel
 
@@ -23,22 +23,33 @@ class ModelledDevice:
     """
 
     def __init__(self, model: DeviceModel, seed: int = 1) -> None:
-        self._station: Station
+        self._server: Server
         if model.flash is not None:
-            self._station = FlashDevice(model.flash, model.devices, seed)
+            self._server = FlashDevice(model.flash, model.devices, seed)
         elif _is_steady(model):
-            self._station = SteadyDevice(model)
+            self._server = SteadyDevice(model)
         else:
-            self._station = QueueingDevice(model, seed)
+            self._server = QueueingDevice(model, seed)
+        self._model = model
+        self._reads = 0
+        self._read_pages = 0
 
     @property
     def busy_ns(self) -> int:
         """Time that it was occupied."""
-        return self._station.busy_ns
+        return self._server.busy_ns
+
+    @property
+    def load(self) -> ReadLoad:
+        """The reads that it served so far."""
+        return ReadLoad(self._model, self._reads, self._read_pages)
 
     def serve(self, now_ns: int, work: Work) -> int:
         """Queue a batch at ``now_ns``; returns when its bytes are usable, in ns."""
-        return self._station.serve(now_ns, work)
+        if not work.is_write:
+            self._reads += work.operations
+            self._read_pages += work.total_pages
+        return self._server.serve(now_ns, work)
 
 
 class FlashDevice:

@@ -30,14 +30,12 @@ from kvtier.index.hashing import fmix64, seed_word
 from kvtier.jit import jit, jit_inline
 from kvtier.pages import I64
 from kvtier.settings import DeviceModel
+from kvtier.settings.rates import tail_sigma
 
 _OPERATIONS_PER_CALL: Final = 1 << 18
 """Operations of one compiled call: some ms, so that Ctrl-C is heard between."""
 
 _NS_PER_S: Final = 1e9
-_NORMAL_P99: Final = 2.3263478740408408
-"""99th percentile of the standard normal distribution."""
-
 # Rows of the figures are reads and writes; these are their columns.
 _LATENCY_NS: Final = 0
 _OPERATION_NS: Final = 1
@@ -124,10 +122,9 @@ def make_queue(model: DeviceModel, seed: int = 1) -> Queue:
         [reads, [r if w is None else w for r, w in zip(reads, writes, strict=True)]], np.float64
     )
     figures[:, 1:] = 1 / (figures[:, 1:] * model.devices)
-    tail = 1.0 if model.tail_latency_s is None else model.tail_latency_s / model.latency_s
     queue = Queue(
         figures=figures * _NS_PER_S,
-        sigma=math.log(tail) / _NORMAL_P99,
+        sigma=tail_sigma(model),
         batch=(model.batch or 0) * model.devices,
         **_throttle(model),
         state=np.zeros(_STATE),

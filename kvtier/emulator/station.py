@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from kvtier.emulator.timeline import Event, Timeline
 from kvtier.pages import I64, U64
+from kvtier.settings import DeviceModel
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,12 +31,29 @@ class Work:
         return len(self.locations)
 
     @property
+    def total_pages(self) -> int:
+        return len(self.locations) if self.pages is None else int(self.pages.sum())
+
+    @property
     def size_bytes(self) -> int:
-        pages = len(self.locations) if self.pages is None else int(self.pages.sum())
-        return pages * self.page_bytes
+        return self.total_pages * self.page_bytes
 
 
-class Station(Protocol):
+class ReadLoad(NamedTuple):
+    """What a station is, and how much it has let through on the way to the GPU.
+
+    Attributes:
+        model: of the station.
+        reads: operations that it served.
+        pages: of them all together.
+    """
+
+    model: DeviceModel
+    reads: int
+    pages: int
+
+
+class Server(Protocol):
     """Serves work in the order in which it comes; calls have non-decreasing times."""
 
     @property
@@ -45,6 +63,15 @@ class Station(Protocol):
 
     def serve(self, now_ns: int, work: Work) -> int:
         """Queue work at ``now_ns``; returns when the last of it is done, in ns."""
+        ...
+
+
+class Station(Server, Protocol):
+    """A server that a report knows by its name."""
+
+    @property
+    def load(self) -> ReadLoad:
+        """The reads that it served so far."""
         ...
 
 

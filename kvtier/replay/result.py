@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvtier.chain import Counters, LevelCounters, total
+from kvtier.emulator import ReadLoad
 from kvtier.environment import describe_environment
 from kvtier.measure import Measurements
 from kvtier.metrics import LatencyHistogram
 from kvtier.pages import Purpose
+from kvtier.replay.crossover import crossover
 from kvtier.replay.paced import Pace
 from kvtier.replay.payload import Verifier
 from kvtier.replay.series import Series
@@ -22,8 +24,12 @@ from kvtier.settings import (
     model_source,
     to_dict,
 )
+from kvtier.settings.rates import reads_per_s
 
 SCHEMA_VERSION = 1
+
+_FLASH_IOPS = "of reads alone, of single pages of this run"
+"""A drive that follows from how it is built has no operation rate of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,7 @@ class Run:
         requests: what was measured of them.
         counters, measurements: of the reads for each purpose.
         busy_s: in virtual time, how long each device and link was occupied, by its name.
+        loads: in virtual time, what each of them let through.
         verifier: None where no bytes moved.
         notes: of the environment (O_DIRECT or page cache, …).
     """
@@ -56,6 +63,7 @@ class Run:
     measurements: Mapping[Purpose, Measurements]
     series: Series
     busy_s: Mapping[str, float] | None
+    loads: Mapping[str, ReadLoad] | None
     verifier: Verifier | None
     notes: Mapping[str, Any]
 
@@ -100,6 +108,7 @@ def to_result(run: Run) -> dict[str, Any]:
         "series": run.series.to_dict(),
         "utilisation": _utilisation(run),
         "bottleneck": _bottleneck(run),
+        "crossover": None if run.loads is None else _crossover(run, counters),
         "verify": None
         if verifier is None
         else {
@@ -212,12 +221,19 @@ def _models(settings: Settings) -> list[dict[str, Any]]:
             "preset": model.preset,
             "devices": model.devices,
             "latency_us": model.latency_s * 1e6,
-            "iops": model.iops * model.devices,
+            "iops": _model_iops(model, settings.page_bytes),
             "bytes_per_s": model.bytes_per_s * model.devices,
-            "source": model_source(model),
+            "source": model_source(model)
+            + ("" if model.flash is None else f"; IOPS are {_FLASH_IOPS}"),
         }
         for name, model in models
     ]
+
+
+def _model_iops(model: DeviceModel, page_bytes: int) -> float:
+    if model.flash is None:
+        return model.iops * model.devices
+    return reads_per_s(model, page_bytes)
 
 
 def _factor(level: LevelCounters) -> float | None:
@@ -236,6 +252,12 @@ def _utilisation(run: Run) -> dict[str, float] | None:
 def _bottleneck(run: Run) -> str | None:
     shares = _utilisation(run)
     return max(shares, key=lambda name: shares[name]) if shares else None
+
+
+def _crossover(run: Run, counters: Counters) -> dict[str, Any] | None:
+    assert run.loads is not None
+    first = [tier.name for tier in run.settings.tiers[:1]]
+    return crossover(run.loads, first, run.settings.page_bytes, counters.delivered)
 
 
 def _rate(count: int, duration_s: float) -> float | None:

@@ -106,6 +106,7 @@ def simulate_trace(
             run,
             engines=["modelled"] * len(settings.tiers),
             busy_s={name: one.busy_ns / 1e9 for name, one in driver.stations.items()},
+            loads={name: one.load for name, one in driver.stations.items()},
         )
     )
 
@@ -153,6 +154,7 @@ async def _drive(
         measurements=cache.driver.measurements,
         series=series,
         busy_s=None,
+        loads=None,
         verifier=verifier,
         notes={},
     )

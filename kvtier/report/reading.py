@@ -14,7 +14,7 @@ from kvtier.errors import SettingsError
 from kvtier.report import schema
 
 _ADDED_LATER: Final = frozenset(
-    {"name", "by_purpose", "models", "lookups", "delivered", "drive", "requests"}
+    {"name", "by_purpose", "models", "lookups", "delivered", "drive", "requests", "crossover"}
 )
 """Keys of ``Result`` and ``Series`` that the first files of version 1 do not have."""
 

@@ -157,6 +157,25 @@ class Model(TypedDict):
     source: str
 
 
+class Crossing(TypedDict):
+    """A station below the first tier: the hit rate above it that it takes, and that there was."""
+
+    station: str
+    pages_per_read: float
+    pages_per_s: float
+    hit_rate_needed: float
+    hit_rate: float
+    binds: bool
+
+
+class Crossover(TypedDict):
+    """From which hit rate on each station lets through as much as the first tier delivers."""
+
+    first_tier: str
+    pages_per_s: float
+    stations: list[Crossing]
+
+
 class Verify(TypedDict):
     checked_pages: int
     corrupt_pages: int
@@ -201,6 +220,7 @@ class Result(TypedDict):
     series: Series
     utilisation: dict[str, float] | None
     bottleneck: str | None
+    crossover: Crossover | None
     verify: Verify | None
 
 

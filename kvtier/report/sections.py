@@ -34,7 +34,7 @@ from kvtier.report.rows import (
     parts_of,
     percent,
 )
-from kvtier.units import format_bytes, format_seconds
+from kvtier.units import format_bytes, format_count, format_seconds
 
 
 class Section(NamedTuple):
@@ -61,6 +61,7 @@ def headline(result: Values) -> Iterator[Section]:
         yield Section(name, (*section.rows, *whole))
     for purpose, part in parts_of(result).items():
         yield _section(purpose, f"by_purpose.{purpose}", part_headline(part, page_bytes))
+    yield Section("busy", (Row("bottleneck", "bottleneck", str), *_busy_rows(result)))
     yield _section("verify", "verify", VERIFY_ROWS)
 
 
@@ -86,8 +87,9 @@ def every_number(result: Values) -> Iterator[Section]:
         Row("bytes", "bytes", format_bytes, is_decision=True),
     )
     yield _section("writes", "writes", writes)
-    used = (Row(f"{name} busy", name, percent) for name in result["utilisation"] or ())
-    yield _section("utilisation", "utilisation", tuple(used))
+    used = (row._replace(label=f"{row.label} busy") for row in _busy_rows(result))
+    yield Section("utilisation", tuple(used))
+    yield from _crossings(result)
     yield _section("verify", "verify", VERIFY_ROWS)
 
 
@@ -169,8 +171,34 @@ def _part_sections(result: Values, path: str, title: str) -> Iterator[Section]:
         yield Section(title + name, tuple(row.under(path) for row in rows))
 
 
+def _busy_rows(result: Values) -> tuple[Row, ...]:
+    """How much of the time each device and link was busy."""
+    names = result["utilisation"] or ()
+    return tuple(Row(name, f"utilisation.{name}", percent) for name in names)
+
+
+def _crossings(result: Values) -> Iterator[Section]:
+    """Of each station below the first tier, the hit rate above it that it takes and that there was.
+
+    An older version did not say.
+    """
+    stations = find(result, "crossover.stations") or ()
+    for number, one in enumerate(stations):
+        rows = (
+            Row("pages/s", "pages_per_s", format_count),
+            Row("hit rate needed", "hit_rate_needed", percent),
+            Row("hit rate above", "hit_rate", percent),
+            Row("binds", "binds", _yes),
+        )
+        yield _section(f"crossover: {one['station']}", f"crossover.stations.{number}", rows)
+
+
 def _section(title: str, path: str, rows: tuple[Row, ...]) -> Section:
     return Section(title, tuple(row.under(path) for row in rows))
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 def _on(value: bool) -> str:

@@ -24,10 +24,11 @@ from kvtier.report.rows import (
     level_rows,
     levels_of,
     parts_of,
+    percent,
 )
 from kvtier.report.schema import check_figures, check_sums, sum_rules
 from kvtier.report.sections import part_headline
-from kvtier.units import format_bytes, format_seconds
+from kvtier.units import format_bytes, format_count, format_seconds
 
 
 def print_report(result: Mapping[str, Any], console: Console) -> None:
@@ -134,7 +135,19 @@ def _summary(result: Values) -> Iterator[tuple[str, str]]:
     if result["utilisation"]:
         shares = ", ".join(f"{name} {used:.0%}" for name, used in result["utilisation"].items())
         yield "utilisation", f"{shares}; bottleneck: {result['bottleneck'] or 'none'}"
+    yield from _crossings(result.get("crossover"))
     yield "verify", _verified(result["verify"])
+
+
+def _crossings(crossover: Values | None) -> Iterator[tuple[str, str]]:
+    """A line for each station below the first tier; an older version did not say."""
+    for number, one in enumerate(crossover["stations"] if crossover else ()):
+        bound = "binds" if one["binds"] else "does not bind"
+        yield (
+            "" if number else "crossover",
+            f"{one['station']}, {format_count(one['pages_per_s'])} pages/s: keeps up from a hit "
+            f"rate of {percent(one['hit_rate_needed'])} on, it was {percent(one['hit_rate'])}: {bound}",
+        )
 
 
 def _driven(drive: Values) -> str:

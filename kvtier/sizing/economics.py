@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from kvtier.settings import DeviceModel
+from kvtier.settings.rates import reads_per_s
 from kvtier.sizing.prices import Price
 from kvtier.units import format_seconds
 
@@ -61,14 +62,12 @@ def between(
     Args:
         upper: where pages are kept.
         lower: where they are read otherwise.
-        model: one device of the lower level; the slowest of operations, throttle and bandwidth
-            counts.
+        model: of the lower level; one device of it counts, at its slowest limit.
         page_bytes: of both.
     """
-    operations_per_s = min(model.iops, model.sustained_iops or model.iops)
     numbers = {
         "pages_per_mib": MIB / page_bytes,
-        "accesses_per_s": min(operations_per_s, model.bytes_per_s / page_bytes),
+        "accesses_per_s": reads_per_s(replace(model, devices=1), page_bytes),
         "dollars_per_device": lower[1].dollars_per_device,
         "dollars_per_mib": upper[1].dollars_per_gib / 1024,
     }

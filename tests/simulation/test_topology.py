@@ -100,3 +100,52 @@ def test_more_drives_serve_as_many_times_more(tmp_path: Path, drives: int) -> No
     drive = DeviceModel(latency_s=60e-6, iops=3e6, bytes_per_s=1e12, devices=drives)
     reached = rate(simulate(tmp_path, None, drive))
     assert 0.9 < reached / (3e6 * drives) < 1.01
+
+
+def test_a_result_says_which_hit_rate_each_station_takes(tmp_path: Path) -> None:
+    trace = tmp_path / "load.parquet"
+    write_random_reads(
+        trace, RandomReads(threads=64, hops=20, popular_share=0.9, popular_pages=256)
+    )
+    topology = replace(server(), issue=DeviceModel(0.0, 1e6, 1e15, devices=4))
+    settings = Settings(
+        tiers=(TierSettings("hbm", 8 << 20),),
+        origin=OriginSettings("memory", model=FAST),
+        topology=topology,
+    )
+    result = simulate_trace(
+        trace, settings, limit=None, progress=lambda *_: None, notify=lambda *_: None
+    )
+    crossover = result["crossover"]
+    stations = {one["station"]: one for one in crossover["stations"]}
+    assert crossover["first_tier"] == "hbm"
+    assert list(stations) == [
+        "origin",
+        "issue",
+        "slots (drives to switch)",
+        "up (switch to gpu)",
+    ]
+    passed = result["origin"]["read_bytes"] / PAGE_BYTES
+    reads = result["origin"]["device_reads"]
+    for one in stations.values():
+        assert one["hit_rate"] == 1 - passed / result["demand"]["delivered"]
+        assert one["pages_per_read"] == passed / reads
+        assert one["binds"] is (one["hit_rate"] < one["hit_rate_needed"])
+    link, issue = stations["up (switch to gpu)"], stations["issue"]
+    assert link["pages_per_s"] == pytest.approx(50e9 / PAGE_BYTES)
+    assert issue["pages_per_s"] == pytest.approx(4e6 * passed / reads)
+    assert link["hit_rate_needed"] == pytest.approx(1 - link["pages_per_s"] / 518e6)
+
+
+def test_flash_drives_serve_requests_that_come_after_years(tmp_path: Path) -> None:
+    trace = tmp_path / "load.parquet"
+    write_random_reads(trace, RandomReads(threads=20, hops=4))
+    settings = Settings(
+        origin=OriginSettings("memory", model=MODEL_PRESETS["storage-next"].model),
+        replay=ReplaySettings(drive="closed", concurrency=1, compute_s=3600.0 * 24 * 10 / 24),
+    )
+    years = replace(settings, replay=replace(settings.replay, compute_s=3600.0))
+    result = simulate_trace(
+        trace, years, limit=None, progress=lambda *_: None, notify=lambda *_: None
+    )
+    assert result["complete"]

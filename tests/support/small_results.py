@@ -77,6 +77,7 @@ def result() -> dict[str, Any]:
             },
             "utilisation": None,
             "bottleneck": None,
+            "crossover": None,
             "verify": {"checked_pages": 70, "corrupt_pages": 0},
         }
     )
@@ -99,6 +100,21 @@ def modelled(replayed: dict[str, Any]) -> dict[str, Any]:
         }
         for name in ("hbm", "dram", "origin")
     ]
+    simulated["crossover"] = {
+        "first_tier": "hbm",
+        "pages_per_s": 518e6,
+        "stations": [
+            {
+                "station": name,
+                "pages_per_read": 1.5,
+                "pages_per_s": 13.4e6,
+                "hit_rate_needed": 0.974,
+                "hit_rate": hit_rate,
+                "binds": hit_rate < 0.974,
+            }
+            for name, hit_rate in (("dram", 0.98), ("origin", 0.45))
+        ],
+    }
     simulated["origin"]["name"] = "modelled"
     for level in (*simulated["tiers"], simulated["origin"]):
         level |= {"iops": 1e9, "latency_us": NO_LATENCY}
@@ -108,7 +124,7 @@ def modelled(replayed: dict[str, Any]) -> dict[str, Any]:
 def older(replayed: dict[str, Any]) -> dict[str, Any]:
     """As the first version wrote it."""
     old = copy.deepcopy(replayed)
-    for key in ("name", "by_purpose", "models"):
+    for key in ("name", "by_purpose", "models", "crossover"):
         del old[key]
     del old["series"]["lookups"], old["series"]["delivered"]
     return old

@@ -297,3 +297,12 @@ def test_rounded_times_and_settings_below_zero_are_no_flaws(result: dict[str, An
     result["utilisation"]["origin"] = 1 + 1e-9
     result["config"]["offset"] = -1
     assert check_figures(result) == []
+
+
+def test_a_report_says_which_hit_rate_each_station_takes(result: dict[str, Any]) -> None:
+    text = " ".join(_report(small_results.modelled(result)).split())
+    assert (
+        "crossover dram, 13.4 M pages/s: keeps up from a hit rate of 97.4% on, it was 98.0%: does "
+        "not bind origin, 13.4 M pages/s: keeps up from a hit rate of 97.4% on, it was 45.0%: binds"
+    ) in text
+    assert "crossover" not in _report(small_results.older(small_results.modelled(result)))
