@@ -48,6 +48,7 @@ class Anchor(NamedTuple):
 
 SMALL = RandomReads(threads=20_000, hops=24, page_bytes=512)
 DEPENDENT = RandomReads(threads=10_000, hops=24)
+ONE_PREFIX = RandomReads(threads=4_000, hops=24)
 BULK = RandomReads(threads=1_000, hops=6, extent_pages=64)
 
 ANCHORS = (
@@ -105,6 +106,7 @@ ANCHORS = (
             popular_pages=1 << 15,
         ),
     ),
+    Anchor("S3 standard, one prefix, 4 KiB", "5,500 GET/s", "s3", ONE_PREFIX),
 )
 
 

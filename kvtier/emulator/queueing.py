@@ -95,15 +95,23 @@ class QueueingDevice:
 
     def __init__(self, model: DeviceModel, seed: int = 1) -> None:
         self.queue = make_queue(model, seed)
+        self._served = 0
 
     @property
     def busy_ns(self) -> int:
-        """Time that it was occupied; latencies that overlap do not count."""
-        return round(float(self.queue.state[_BUSY]))
+        """Time that its busier stage was occupied; latencies that overlap do not count."""
+        queue = self.queue
+        busy_ns = float(queue.state[_BUSY])
+        if queue.burst:
+            # The tokens that were there from the start took no time.
+            waited_for = max(0.0, self._served - queue.burst)
+            busy_ns = max(busy_ns, waited_for * queue.refill_ns / queue.refill_tokens)
+        return round(busy_ns)
 
     def serve(self, now_ns: int, work: Work) -> int:
         """Queue operations at ``now_ns``; returns when the last of them is done, in ns."""
         pages = np.ones(work.operations, np.int64) if work.pages is None else work.pages
+        self._served += len(pages)
         done_ns = float(now_ns)
         for first in range(0, len(pages), _OPERATIONS_PER_CALL):
             last = first + _OPERATIONS_PER_CALL

@@ -143,10 +143,11 @@ def _crossings(crossover: Values | None) -> Iterator[tuple[str, str]]:
     """A line for each station below the first tier; an older version did not say."""
     for number, one in enumerate(crossover["stations"] if crossover else ()):
         bound = "binds" if one["binds"] else "does not bind"
+        needed, there_was = percent(one["hit_rate_needed"]), percent(one["hit_rate"])
         yield (
             "" if number else "crossover",
             f"{one['station']}, {format_count(one['pages_per_s'])} pages/s: keeps up from a hit "
-            f"rate of {percent(one['hit_rate_needed'])} on, it was {percent(one['hit_rate'])}: {bound}",
+            f"rate of {needed} on, it was {there_was}: {bound}",
         )
 
 

@@ -42,6 +42,28 @@ def _preset(
     return name, ModelPreset(DeviceModel(latency_s, iops, bytes_per_s, preset=name), source)
 
 
+def _object_store(
+    name: str,
+    *,
+    latency_s: float,
+    tail_latency_s: float,
+    gets_per_s: float,
+    refill_s: float,
+    source: str,
+) -> tuple[str, ModelPreset]:
+    """A store in the network that lets so many requests through, and each takes its own time."""
+    model = DeviceModel(
+        latency_s,
+        _UNLIMITED,
+        12.5e9,
+        preset=name,
+        tail_latency_s=tail_latency_s,
+        sustained_iops=gets_per_s,
+        refill_s=refill_s,
+    )
+    return name, ModelPreset(model, source)
+
+
 def flash_model(flash: SsdModel) -> DeviceModel:
     """A device that is built so; its other figures are those of the idle drive and its limits."""
     return DeviceModel(
@@ -116,6 +138,28 @@ MODEL_PRESETS: Final[Mapping[str, ModelPreset]] = dict(
             50e9,
             "a server over 400 GbE: the line's 50 GB/s, four host cores of 1 M requests/s each, "
             "and 50 us for the round trip through the network stacks of two hosts",
+        ),
+        _object_store(
+            "s3-standard",
+            latency_s=0.1,
+            tail_latency_s=0.2,
+            gets_per_s=5_500,
+            refill_s=10e-3,
+            source="Amazon S3 User Guide on performance: 5,500 GET/s for each prefix at least, "
+            "small objects in 100 to 200 ms; assumed: these are the median and the 99th "
+            "percentile, requests are counted every 10 ms and wait instead of being refused, a "
+            "write counts as a read, and each prefix (devices) has a 100 GbE line",
+        ),
+        _object_store(
+            "s3-express",
+            latency_s=4e-3,
+            tail_latency_s=9e-3,
+            gets_per_s=2e6,
+            refill_s=1e-3,
+            source="Amazon S3 Express One Zone: 2 M GET/s for each bucket, single-digit "
+            "milliseconds; assumed: 4 ms in the median and 9 ms at the 99th percentile, requests "
+            "are counted every ms and wait instead of being refused, a write counts as a read, and "
+            "each bucket (devices) has a 100 GbE line",
         ),
         _preset(
             "pcie-gen5-x16",

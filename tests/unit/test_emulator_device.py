@@ -10,11 +10,18 @@ from hypothesis import strategies as st
 
 from kvtier.emulator import queueing
 from kvtier.emulator.device import ModelledDevice, SteadyDevice
-from kvtier.emulator.queueing import QueueingDevice
-from kvtier.emulator.station import Station, Work
+from kvtier.emulator.queueing import QueueingDevice, make_queue, serve_one
+from kvtier.emulator.station import Server, Work
 from kvtier.errors import SettingsError
 from kvtier.jit import JIT_DISABLED
-from kvtier.settings import DeviceModel, Settings, TierSettings, to_dict, validate
+from kvtier.settings import (
+    MODEL_PRESETS,
+    DeviceModel,
+    Settings,
+    TierSettings,
+    to_dict,
+    validate,
+)
 
 PAGE_BYTES = 4096
 PLAIN = DeviceModel(latency_s=100e-6, iops=1e5, bytes_per_s=1e9)
@@ -30,11 +37,12 @@ def work(operations: int, *, pages: int | None = None, is_write: bool = False) -
     return Work(np.zeros(operations, np.uint64), sizes, PAGE_BYTES, is_write)
 
 
-def ends_us(station: Station, times_us: list[float]) -> list[float]:
+def ends_us(station: Server, times_us: list[float]) -> list[float]:
     """When single operations that come at these times are done."""
     return [station.serve(round(at * 1e3), work(1)) / 1e3 for at in times_us]
 
 
+@settings(deadline=None)  # the first example waits for the compiler
 @given(arrivals)
 def test_a_plain_model_as_a_queue_of_operations_is_the_closed_form(
     arrivals: list[tuple[int, int]],
@@ -247,3 +255,47 @@ def test_a_description_names_the_figures_that_were_given() -> None:
     described = to_dict(Settings(tiers=(tier,)))["tiers"][0]["model"]
     assert described["batch"] == 4
     assert "burst" not in described
+
+
+# -- object stores --------------------------------------------------------------------------------
+
+STORES = [("s3-standard", 5_500, 10e-3), ("s3-express", 2_000_000, 1e-3)]
+
+
+@pytest.mark.parametrize(("name", "limit", "step_s"), STORES)
+@pytest.mark.parametrize("devices", [1, 4])
+def test_an_object_store_never_lets_more_through_than_its_limit(
+    name: str, limit: int, step_s: float, devices: int
+) -> None:
+    """In no interval, whatever comes: all at once, after a pause, or a little now and then."""
+    store = replace(MODEL_PRESETS[name].model, latency_s=1e-12, tail_latency_s=None)
+    queue = make_queue(replace(store, devices=devices))
+    rng = np.random.default_rng(1)
+    bursts = rng.integers(1, 4 * limit * step_s * devices, 40)
+    begins_ns = np.repeat(np.cumsum(rng.exponential(step_s * 1e9, 40)), bursts)
+    through_s = np.array([serve_one(queue, now_ns, 512, False) for now_ns in begins_ns]) / 1e9
+    step = limit * step_s * devices
+    for steps in (1, 8, 20):
+        window_s = (steps - 0.5) * step_s
+        within = np.searchsorted(through_s, through_s + window_s) - np.arange(through_s.size)
+        assert within.max() <= (steps + 1) * step  # those of the bucket come on top
+    assert within.max() > 0.9 * limit * devices * window_s
+
+
+@pytest.mark.parametrize(("name", "limit", "step_s"), STORES)
+def test_latencies_of_an_object_store_follow_its_tail(name: str, limit: int, step_s: float) -> None:
+    model = MODEL_PRESETS[name].model
+    assert model.tail_latency_s is not None
+    queue = make_queue(model)
+    gap_ns = 2e9 / limit  # at half of its limit nothing waits
+    comes_ns = np.arange(20_000) * gap_ns + step_s * 1e9
+    took_s = np.array([serve_one(queue, now_ns, 512, False) - now_ns for now_ns in comes_ns]) / 1e9
+    assert np.median(took_s) == pytest.approx(model.latency_s, rel=0.02)
+    assert np.quantile(took_s, 0.99) == pytest.approx(model.tail_latency_s, rel=0.03)
+
+
+def test_a_throttle_that_binds_is_busy_all_the_time() -> None:
+    device = ModelledDevice(MODEL_PRESETS["s3-standard"].model)
+    end_ns = device.serve(0, work(11_000))
+    assert device.busy_ns == pytest.approx(2e9, rel=0.01)
+    assert end_ns == pytest.approx(2.1e9, rel=0.1)
