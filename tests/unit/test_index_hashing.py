@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvtier.index.hashing import fmix64, fmix64_int, seed_word, set_of
@@ -19,11 +19,13 @@ def test_known_values_of_the_finalizer(word: int, mixed: int) -> None:
     assert fmix64_int(word) == mixed
 
 
+@settings(deadline=None)  # the first example waits for the compiler
 @given(words)
 def test_compiled_and_plain_finalizer_agree(word: int) -> None:
     assert int(fmix64(np.uint64(word))) == fmix64_int(word)
 
 
+@settings(deadline=None)  # as above
 @given(words, st.integers(1, SETS_MAX))
 def test_the_set_is_the_high_half_of_the_product(hashed: int, sets: int) -> None:
     assert int(set_of(np.uint64(hashed), np.uint64(sets))) == hashed * sets >> 64
