@@ -4,13 +4,14 @@ from kvtier.emulator.device import ModelledDevice
 from kvtier.emulator.driver import VirtualDriver
 from kvtier.emulator.flash import FlashQueues
 from kvtier.emulator.loop import VirtualLoop
-from kvtier.emulator.opening import open_emulator
+from kvtier.emulator.opening import Emulator, open_emulator, open_emulators
 from kvtier.emulator.origin import ModelledOrigin
 from kvtier.emulator.station import ReadLoad
 from kvtier.ssd import STORAGE_NEXT_SLC, SsdModel
 
 __all__ = [
     "STORAGE_NEXT_SLC",
+    "Emulator",
     "FlashQueues",
     "ModelledDevice",
     "ModelledOrigin",
@@ -19,4 +20,5 @@ __all__ = [
     "VirtualDriver",
     "VirtualLoop",
     "open_emulator",
+    "open_emulators",
 ]

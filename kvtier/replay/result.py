@@ -13,6 +13,7 @@ from kvtier.measure import Measurements
 from kvtier.metrics import LatencyHistogram
 from kvtier.pages import Purpose
 from kvtier.replay.crossover import crossover
+from kvtier.replay.fleet import Gpu
 from kvtier.replay.paced import Pace
 from kvtier.replay.payload import Verifier
 from kvtier.replay.series import Series
@@ -21,6 +22,7 @@ from kvtier.settings import (
     ReplaySettings,
     Settings,
     default_model,
+    device_names,
     model_source,
     to_dict,
 )
@@ -49,6 +51,7 @@ class Run:
         loads: in virtual time, what each of them let through.
         verifier: None where no bytes moved.
         notes: of the environment (O_DIRECT or page cache, …).
+        gpus: of which all that is the sum.
     """
 
     mode: str
@@ -66,15 +69,13 @@ class Run:
     loads: Mapping[str, ReadLoad] | None
     verifier: Verifier | None
     notes: Mapping[str, Any]
+    gpus: Sequence[Gpu] = ()
 
 
 def to_result(run: Run) -> dict[str, Any]:
     """The mapping of docs/json.md, schema version 1."""
     settings, verifier = run.settings, run.verifier
-    levels = len(level_names(settings))
-    counters, measurements = total(run.counters.values(), levels), Measurements(levels)
-    for part in run.measurements.values():
-        measurements.merge(part)
+    counters, measurements = _of_all_purposes(run.counters, run.measurements)
     whole = _part(run, counters, measurements)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -91,11 +92,7 @@ def to_result(run: Run) -> dict[str, Any]:
         "requests": dict(run.requests),
         "demand": whole["demand"],
         "batches": whole["batches"],
-        "writes": {
-            "objects": counters.written_objects,
-            "pages": counters.written_pages,
-            "bytes": counters.written_pages * settings.page_bytes,
-        },
+        "writes": _writes(counters, settings.page_bytes),
         "coalescing": whole["coalescing"],
         "tiers": whole["tiers"],
         "origin": whole["origin"],
@@ -104,6 +101,7 @@ def to_result(run: Run) -> dict[str, Any]:
             for purpose in Purpose
             if run.counters[purpose].reads
         },
+        "gpus": None if len(run.gpus) < 2 else [_gpu(run, gpu) for gpu in run.gpus],
         "models": None if run.busy_s is None else _models(settings),
         "series": run.series.to_dict(),
         "utilisation": _utilisation(run),
@@ -122,6 +120,35 @@ def level_names(settings: Settings) -> list[str]:
     """The levels in the order of the chain."""
     origin = [] if settings.origin is None else ["origin"]
     return [tier.name for tier in settings.tiers] + origin
+
+
+def _of_all_purposes(
+    counters: Mapping[Purpose, Counters], measurements: Mapping[Purpose, Measurements]
+) -> tuple[Counters, Measurements]:
+    levels = len(counters[Purpose.UNSTATED].levels)
+    whole = Measurements(levels)
+    for part in measurements.values():
+        whole.merge(part)
+    return total(counters.values(), levels), whole
+
+
+def _gpu(run: Run, gpu: Gpu) -> dict[str, Any]:
+    """One of several GPUs; its rates are of the whole run, so they add up."""
+    counters, measurements = _of_all_purposes(*gpu.measured)
+    return {
+        "name": gpu.name,
+        "requests": gpu.meter.to_dict(run.duration_s),
+        "writes": _writes(counters, run.settings.page_bytes),
+        **_part(run, counters, measurements),
+    }
+
+
+def _writes(counters: Counters, page_bytes: int) -> dict[str, int]:
+    return {
+        "objects": counters.written_objects,
+        "pages": counters.written_pages,
+        "bytes": counters.written_pages * page_bytes,
+    }
 
 
 def _part(run: Run, counters: Counters, measurements: Measurements) -> dict[str, Any]:
@@ -209,20 +236,22 @@ def _origin(
 
 
 def _models(settings: Settings) -> list[dict[str, Any]]:
-    """What stood for each level."""
+    """What stood for each level, all of its devices together."""
     models: list[tuple[str, DeviceModel]] = [
         (tier.name, tier.model or default_model(tier.name)) for tier in settings.tiers
     ]
     if settings.origin is not None:
         models.append(("origin", settings.origin.model or default_model("origin")))
+    stations = {name: len(set(device_names(settings, name))) for name, _ in models}
+    devices = {name: model.devices * stations[name] for name, model in models}
     return [
         {
             "level": name,
             "preset": model.preset,
-            "devices": model.devices,
+            "devices": devices[name],
             "latency_us": model.latency_s * 1e6,
-            "iops": _model_iops(model, settings.page_bytes),
-            "bytes_per_s": model.bytes_per_s * model.devices,
+            "iops": _model_iops(model, settings.page_bytes) * stations[name],
+            "bytes_per_s": model.bytes_per_s * devices[name],
             "source": model_source(model)
             + ("" if model.flash is None else f"; IOPS are {_FLASH_IOPS}"),
         }
@@ -256,7 +285,8 @@ def _bottleneck(run: Run) -> str | None:
 
 def _crossover(run: Run, counters: Counters) -> dict[str, Any] | None:
     assert run.loads is not None
-    first = [tier.name for tier in run.settings.tiers[:1]]
+    names = (device_names(run.settings, tier.name) for tier in run.settings.tiers[:1])
+    first = list(dict.fromkeys(name for of_gpus in names for name in of_gpus))
     return crossover(run.loads, first, run.settings.page_bytes, counters.delivered)
 
 

@@ -13,20 +13,28 @@ import numpy as np
 
 from kvtier.cache import TieredCache
 from kvtier.clock import Clock, VirtualClock, WallClock
-from kvtier.directory import ObjectDirectory
-from kvtier.emulator import VirtualLoop, open_emulator
+from kvtier.emulator import VirtualLoop
+from kvtier.errors import SettingsError
 from kvtier.opening import open_cache
 from kvtier.replay.arena import Arena
+from kvtier.replay.fleet import (
+    Gpu,
+    drive_together,
+    merged_measured,
+    merged_meter,
+    open_emulated_caches,
+)
 from kvtier.replay.meter import RequestMeter
 from kvtier.replay.paced import Pace, PacedDrive
 from kvtier.replay.payload import Verifier
 from kvtier.replay.prepare import is_temporary, prepared_origin, temporary_origin
 from kvtier.replay.result import Run, level_names, to_result
 from kvtier.replay.series import Series
+from kvtier.replay.spread import Share, shares_of
 from kvtier.replay.waves import Waves
 from kvtier.replay.workload import Workload, check_simulation, load_workload
 from kvtier.replay.writing import ObjectWriter
-from kvtier.settings import ReplaySettings, Settings, check_machine, validate
+from kvtier.settings import ReplaySettings, Settings, check_machine, gpus_of, validate
 from kvtier.tiers import NvmeTier
 from kvtier.trace import PageTrace
 
@@ -62,6 +70,10 @@ async def replay_trace(
         KvtierError: the trace, the settings or a level cannot be used.
     """
     validate(settings)
+    if len(gpus_of(settings.topology)) > 1:
+        raise SettingsError(
+            "topology.gpus: a replay is one process with one cache; simulate it, or leave this out"
+        )
     check_machine(settings)
     workload = load_workload(path, settings, limit, scaled=True)
     notify(workload.summary(settings))
@@ -71,13 +83,14 @@ async def replay_trace(
             settings = await stack.enter_async_context(temporary_origin(settings, stored))
         origin = await stack.enter_async_context(prepared_origin(settings, workload.trace, notify))
         clock = WallClock()
+        (share,) = shares_of(workload.trace, settings)
         cache = await stack.enter_async_context(open_cache(settings, clock=clock, origin=origin))
         verifier = Verifier(
             settings.replay.verify_share,
             cache.catalogue.directory,
             np.random.default_rng(settings.seed),
         )
-        run = await _drive(workload, settings, cache, clock, verifier, progress)
+        run = await _drive(workload, settings, {share: cache}, clock, verifier, progress)
         tiers = cache.driver.tiers
         direct = {tier.name: tier.direct for tier in tiers if isinstance(tier, NvmeTier)}
         return to_result(
@@ -91,16 +104,25 @@ def simulate_trace(
     """Drive a trace in virtual time; arguments and result as of :func:`replay_trace`."""
     workload = load_workload(path, settings, limit, scaled=False)
     check_simulation(workload)
+    shares = shares_of(workload.trace, settings)
     notify(workload.summary(settings))
     objects = {}
     if isinstance(workload.trace, PageTrace):
         objects = {one.key: one.pages for one in workload.trace.objects}
     clock = VirtualClock()
-    directory = ObjectDirectory(settings.chain.objects_max)
-    driver, origin = open_emulator(settings, directory, clock, objects)
-    cache = TieredCache(driver, directory, origin, settings)
+    caches = open_emulated_caches(settings, clock, objects)
+    driver = caches[0].driver
     with asyncio.Runner(loop_factory=lambda: VirtualLoop(driver.timeline)) as runner:
-        run = runner.run(_drive(workload, settings, cache, clock, None, progress))
+        run = runner.run(
+            _drive(
+                workload,
+                settings,
+                dict(zip(shares, caches, strict=True)),
+                clock,
+                None,
+                progress,
+            )
+        )
     return to_result(
         replace(
             run,
@@ -114,25 +136,32 @@ def simulate_trace(
 async def _drive(
     workload: Workload,
     settings: Settings,
-    cache: TieredCache[Any],
+    caches: Mapping[Share, TieredCache[Any]],
     clock: Clock,
     verifier: Verifier | None,
     progress: Progress,
 ) -> Run:
-    chain = cache.driver.chain
+    """Drive the share of each GPU into its cache."""
     series = Series(clock, settings.replay.series_interval_s, level_names(settings))
-    meter = RequestMeter(clock)
+    names = gpus_of(settings.topology)
+    gpus = [Gpu(names[share.gpu], cache, RequestMeter(clock)) for share, cache in caches.items()]
+    chains = [gpu.cache.driver.chain for gpu in gpus]
 
     def after_round() -> None:
-        series.observe(chain)
-        progress(meter.finished, workload.requests)
+        series.observe(chains)
+        progress(sum(gpu.meter.finished for gpu in gpus), workload.requests)
 
-    pace = _pace(settings.replay, is_virtual=verifier is None)
-    drive = _make_drive(settings, pace, cache, verifier, meter, after_round)
+    pace = _pace(settings.replay, workload, is_virtual=verifier is None)
+    drives = [
+        _make_drive(settings, pace, gpu.cache, verifier, gpu.meter, after_round).drive(
+            workload.active(gpu.cache, share)
+        )
+        for gpu, share in zip(gpus, caches, strict=True)
+    ]
     start_ns = clock.now_ns()
     complete = True
     try:
-        await drive.drive(workload.active(cache))
+        await drive_together(drives)
     except asyncio.CancelledError:
         # Ctrl-C: the counts advance at completion, so what was measured so far is consistent.
         complete = False
@@ -140,7 +169,9 @@ async def _drive(
         if task is not None:
             task.uncancel()
     duration_s = (clock.now_ns() - start_ns) / 1e9
-    series.observe(chain, last=True)
+    series.observe(chains, last=True)
+    meter = merged_meter(gpus, clock)
+    counters, measurements = merged_measured([gpu.measured for gpu in gpus])
     return Run(
         mode="simulate" if verifier is None else "replay",
         complete=complete,
@@ -150,13 +181,14 @@ async def _drive(
         duration_s=duration_s,
         pace=pace,
         requests=meter.to_dict(duration_s),
-        counters=chain.by_purpose,
-        measurements=cache.driver.measurements,
+        counters=counters,
+        measurements=measurements,
         series=series,
         busy_s=None,
         loads=None,
         verifier=verifier,
         notes={},
+        gpus=gpus,
     )
 
 
@@ -200,7 +232,7 @@ def _make_drive(
     )
 
 
-def _pace(replay: ReplaySettings, *, is_virtual: bool) -> Pace | None:
+def _pace(replay: ReplaySettings, workload: Workload, *, is_virtual: bool) -> Pace | None:
     """How requests go at their own pace; None in waves."""
     if replay.drive == "waves":
         return None
@@ -212,4 +244,5 @@ def _pace(replay: ReplaySettings, *, is_virtual: bool) -> Pace | None:
         compute_ns=None if compute_s is None else round(compute_s * 1e9),
         tick_ns=round(replay.tick_s * 1e9) if is_virtual else 0,
         speed=replay.speed if replay.drive == "open" else None,
+        first_t_ns=workload.first_t_ns if replay.drive == "open" else None,
     )
