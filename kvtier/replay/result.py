@@ -19,8 +19,8 @@ from kvtier.replay.payload import Verifier
 from kvtier.replay.series import Series
 from kvtier.settings import (
     DeviceModel,
-    ReplaySettings,
     Settings,
+    Spread,
     default_model,
     device_names,
     model_source,
@@ -52,6 +52,7 @@ class Run:
         verifier: None where no bytes moved.
         notes: of the environment (O_DIRECT or page cache, …).
         gpus: of which all that is the sum.
+        spread: how requests went to several.
     """
 
     mode: str
@@ -70,6 +71,7 @@ class Run:
     verifier: Verifier | None
     notes: Mapping[str, Any]
     gpus: Sequence[Gpu] = ()
+    spread: Spread | None = None
 
 
 def to_result(run: Run) -> dict[str, Any]:
@@ -88,7 +90,7 @@ def to_result(run: Run) -> dict[str, Any]:
         "seed": settings.seed,
         "duration_s": run.duration_s,
         "warmup": None,
-        "drive": _drive(settings.replay, run.pace),
+        "drive": _drive(run),
         "requests": dict(run.requests),
         "demand": whole["demand"],
         "batches": whole["batches"],
@@ -186,8 +188,9 @@ def _part(run: Run, counters: Counters, measurements: Measurements) -> dict[str,
     }
 
 
-def _drive(replay: ReplaySettings, pace: Pace | None) -> dict[str, Any]:
+def _drive(run: Run) -> dict[str, Any]:
     """How requests were driven; None where that is said by the trace, or plays no part."""
+    replay, pace = run.settings.replay, run.pace
     compute_ns = None if pace is None else pace.compute_ns
     return {
         "kind": replay.drive,
@@ -195,6 +198,8 @@ def _drive(replay: ReplaySettings, pace: Pace | None) -> dict[str, Any]:
         "compute_s": None if compute_ns is None else compute_ns / 1e9,
         "tick_s": None if pace is None else pace.tick_ns / 1e9,
         "speed": None if pace is None else pace.speed,
+        "gpus": len(run.gpus) if run.mode == "simulate" else None,
+        "spread": run.spread if len(run.gpus) > 1 else None,
     }
 
 

@@ -189,6 +189,7 @@ async def _drive(
         verifier=verifier,
         notes={},
         gpus=gpus,
+        spread=next(iter(caches)).spread,
     )
 
 

@@ -19,7 +19,7 @@ from kvtier.settings.checks import TIER_ORDER, find_problems
 from kvtier.settings.document import DEPTH_MAX, parse_document
 from kvtier.settings.gpus import GPUS_MAX
 from kvtier.settings.keys import toml_key
-from kvtier.settings.presets import DEFAULT_TOML, MODEL_PRESETS, flash_model
+from kvtier.settings.presets import DEFAULT_TOML, MODEL_PRESETS, default_model, flash_model
 from kvtier.settings.values import DeviceModel, LinkSettings, Parts, Settings, TierSettings
 from kvtier.settings.ways import without_places
 from kvtier.ssd import SsdModel
@@ -27,6 +27,8 @@ from kvtier.units import parse_bytes, parse_rate, parse_seconds
 
 T = TypeVar("T")
 
+_RATES: Final = frozenset({"latency", "iops", "bandwidth"})
+"""Keys of a device model; a table that has one of them describes a device of its own."""
 _SCALARS: Final[Mapping[type, str]] = {
     bool: "true or false",
     int: "a whole number",
@@ -278,6 +280,8 @@ def _build_model(table: object, place: _Place) -> DeviceModel:
     if isinstance(table, dict) and "flash" in table:
         base = _build_flash(table["flash"], place, base)
         table = {key: value for key, value in table.items() if key != "flash"}
+    elif base is None and isinstance(table, dict) and not _RATES & table.keys():
+        base = _default_of(place.key)
     return _build(DeviceModel, table, place, base=base)
 
 
@@ -292,6 +296,16 @@ def _build_flash(table: object, place: _Place, base: DeviceModel | None) -> Devi
         )
     flash = _build(SsdModel, table, place.at("flash"), base=base.flash)
     return dataclasses.replace(flash_model(flash), preset=base.preset)
+
+
+def _default_of(key: str) -> DeviceModel | None:
+    """The model that a level has without a table; None of what has none."""
+    match key.split("."):
+        case ["tiers", ("hbm" | "dram" | "nvme") as level, "model"]:
+            return default_model(level)
+        case ["origin", "model"]:
+            return default_model("origin")
+    return None
 
 
 _BUILDERS: Final[Mapping[Any, Callable[[object, _Place], object]]] = {
