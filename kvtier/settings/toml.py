@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 _RATES: Final = frozenset({"latency", "iops", "bandwidth"})
 """Keys of a device model; a table that has one of them describes a device of its own."""
+_UNIONS: Final = (types.UnionType, typing.Union)  # the second where one is a Literal
 _SCALARS: Final[Mapping[type, str]] = {
     bool: "true or false",
     int: "a whole number",
@@ -202,7 +203,7 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
 
 def _convert(hint: Any, name: str, value: object, place: _Place) -> object:
     """``value`` as the type and the unit of the field ``name``."""
-    if hint not in _BUILDERS and typing.get_origin(hint) is types.UnionType:
+    if hint not in _BUILDERS and typing.get_origin(hint) in _UNIONS:
         hint = next(option for option in typing.get_args(hint) if option is not types.NoneType)
     if hint in _BUILDERS:
         return _BUILDERS[hint](value, place)
