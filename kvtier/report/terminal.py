@@ -14,6 +14,7 @@ from rich.text import Text
 from kvtier.report.rows import (
     COALESCING_ROWS,
     LATENCY_ROWS,
+    READS_PER_ORIGIN_READ,
     REQUEST_ROWS,
     VERIFY_ROWS,
     Row,
@@ -124,7 +125,8 @@ def _gpu_table(result: Values) -> Table:
     """A line for each GPU: its requests, and the headline numbers of its reads."""
     gpus = gpus_of(result)
     ended = Row("requests", "requests.count", exact)
-    rows = (ended, *part_headline(gpus[0], result["trace"]["page_bytes"]))
+    headline = part_headline(gpus[0], result["trace"]["page_bytes"])
+    rows = (ended, *(row for row in headline if row is not READS_PER_ORIGIN_READ))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for row in rows:

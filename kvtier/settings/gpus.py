@@ -7,8 +7,8 @@ from typing import Final
 
 from kvtier.settings.values import IssuedBy, LinkSettings, Parts, Settings, TopologySettings
 
-GPUS_MAX: Final = 1024
-"""Each has indexes of its own, and a pass over the trace."""
+GPUS_MAX: Final = 256
+"""Each has indexes and histograms of its own, and goes through the trace by itself."""
 
 _ISSUED_BY: Final[dict[str, IssuedBy]] = {"gpu-sm": "gpu", "host-core": "host"}
 """Where that is, of which a preset gives the figures."""

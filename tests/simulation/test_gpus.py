@@ -39,6 +39,7 @@ from kvtier.settings import (
     Settings,
     TierSettings,
     TopologySettings,
+    load_settings,
 )
 from kvtier.trace import (
     READ,
@@ -115,6 +116,15 @@ def loaded(topology: TopologySettings, origin: DeviceModel = DRIVE) -> Settings:
         replay=ReplaySettings(drive="closed", concurrency=1_000),
         topology=topology,
     )
+
+
+def test_the_example_of_a_server_names_its_gpus_and_what_they_share(tmp_path: Path) -> None:
+    settings = load_settings(Path(__file__).parents[2] / "examples" / "server.toml")
+    result = simulate(write_graph_search(tmp_path / "graph.parquet"), settings)
+    assert [gpu["name"] for gpu in result["gpus"]] == [f"gpu{number}" for number in range(8)]
+    shared = {"dram", "nvme (drives0)", "nvme (drives1)", "origin", "issue", "root (nic to host)"}
+    assert shared <= set(result["utilisation"])
+    assert result["utilisation"]["network (server to nic)"] > 0
 
 
 # -- one GPU, and several that have nothing to do with each other ---------------------------------

@@ -95,11 +95,11 @@ def test_the_devices_of_one_gpu_are_called_as_their_levels() -> None:
     assert {device_names(settings, level) for level in ("hbm", "nvme")} == {("hbm",), ("nvme",)}
 
 
-@pytest.mark.parametrize("gpus", ["0", "-1", "1025", "true", '"gpu0"', "[]", "[1, 2]", "2.5"])
+@pytest.mark.parametrize("gpus", ["0", "-1", "257", "true", '"gpu0"', "[]", "[1, 2]", "2.5"])
 def test_what_is_no_number_and_no_names_is_refused(tmp_path: Path, gpus: str) -> None:
     message = refusal(tmp_path, f"topology.gpus={gpus}")
     assert "--set: topology.gpus is" in message
-    assert "how many, from 1 to 1024" in message
+    assert "how many, from 1 to 256" in message
 
 
 @pytest.mark.parametrize(
