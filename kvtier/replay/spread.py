@@ -22,18 +22,20 @@ class Share:
         gpu: its number.
         gpus: how many there are.
         spread: how requests are spread over them.
-        seed: of the hash of sessions.
+        seed_word: XORed into a session before it is hashed.
     """
 
     gpu: int
     gpus: int
     spread: Spread
-    seed: int
+    seed_word: int
 
     def has(self, number: int, request: Request | PageRequest) -> bool:
         """Whether the request at this position in the trace is the GPU's."""
+        if self.gpus == 1:
+            return True
         if self.spread == "session" and isinstance(request, Request):
-            number = fmix64_int(request.session ^ seed_word(self.seed))
+            number = fmix64_int(request.session ^ self.seed_word)
         return number % self.gpus == self.gpu
 
 
@@ -52,4 +54,5 @@ def shares_of(trace: RequestTrace | PageTrace, settings: Settings) -> list[Share
             f"replay.spread is session: {trace.path} is a page trace, whose requests have none; "
             "set replay.spread = 'round_robin', or leave it out"
         )
-    return [Share(gpu, gpus, spread, settings.seed) for gpu in range(gpus)]
+    word = seed_word(settings.seed)
+    return [Share(gpu, gpus, spread, word) for gpu in range(gpus)]
