@@ -31,7 +31,7 @@ def place_of(topology: TopologySettings, level: str, gpu: int) -> str:
 
 def pairs_of(link: LinkSettings) -> list[tuple[str, str]]:
     """The two parts of each link that a table of links stands for."""
-    ones, others = map(_listed, link.between)
+    ones, others = map(listed, link.between)
     return [(one, other) for one in ones for other in others]
 
 
@@ -88,7 +88,7 @@ def _place_problems(topology: TopologySettings) -> Iterator[Finding]:
 
 def _end_problems(link: LinkSettings) -> Iterator[Finding]:
     key = f"topology.links.{link.name}.between"
-    ones, others = map(_listed, link.between)
+    ones, others = map(listed, link.between)
     if len(ones) != 1 and len(others) != 1:
         yield key, f"{key}: both ends are several parts; one end must be a single part"
     several = max(ones, others, key=len)
@@ -109,7 +109,8 @@ def _issue_problems(topology: TopologySettings) -> Iterator[Finding]:
         )
 
 
-def _listed(parts: Parts) -> tuple[str, ...]:
+def listed(parts: Parts) -> tuple[str, ...]:
+    """The parts that one end of a link, or a place, names."""
     return (parts,) if isinstance(parts, str) else parts
 
 
