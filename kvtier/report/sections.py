@@ -43,6 +43,9 @@ _GPUS_COMPARED: Final = 8
 _GPUS_LISTED: Final = 64
 """GPUs of which a table has every number; a result has those of all."""
 
+_STATIONS_COMPARED: Final = 24
+"""Devices and links whose utilisation is among the headline numbers, the first ones of a result."""
+
 
 class Section(NamedTuple):
     """Rows that belong together, their keys from the top of the result."""
@@ -68,7 +71,9 @@ def headline(result: Values) -> Iterator[Section]:
         yield Section(name, (*section.rows, *whole))
     for purpose, part in parts_of(result).items():
         yield _section(purpose, f"by_purpose.{purpose}", part_headline(part, page_bytes))
-    yield Section("busy", (Row("bottleneck", "bottleneck", str), *_busy_rows(result)))
+    yield Section(
+        "busy", (Row("bottleneck", "bottleneck", str), *_busy_rows(result)[:_STATIONS_COMPARED])
+    )
     yield from _gpu_headline(result)
     yield _section("verify", "verify", VERIFY_ROWS)
 

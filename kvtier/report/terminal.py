@@ -33,7 +33,10 @@ from kvtier.report.sections import part_headline
 from kvtier.units import format_bytes, format_count, format_seconds
 
 _GPUS_SHOWN: Final = 16
-"""Lines of the table of GPUs; there may be a thousand."""
+"""Lines of the table of GPUs; there may be hundreds."""
+
+_CROSSINGS_SHOWN: Final = 8
+"""Stations of which a summary says from which hit rate on they keep up."""
 
 _STATIONS_SHOWN: Final = 16
 """Devices and links of which a summary says how busy they were."""
@@ -167,8 +170,16 @@ def _summary(result: Values) -> Iterator[tuple[str, str]]:
 
 
 def _crossings(crossover: Values | None) -> Iterator[tuple[str, str]]:
-    """A line for each station below the first tier; an older version did not say."""
-    for number, one in enumerate(crossover["stations"] if crossover else ()):
+    """A line for each station below the first tier; an older version did not say.
+
+    Of many stations, those that are the farthest from what they need.
+    """
+    stations = crossover["stations"] if crossover else []
+    farthest = sorted(stations, key=lambda one: one["hit_rate"] - one["hit_rate_needed"])
+    for number, one in enumerate(stations if len(stations) <= _CROSSINGS_SHOWN else farthest):
+        if number == _CROSSINGS_SHOWN:
+            yield "", f"and {len(stations) - number} stations that are nearer to it"
+            break
         bound = "binds" if one["binds"] else "does not bind"
         needed, there_was = percent(one["hit_rate_needed"]), percent(one["hit_rate"])
         yield (
