@@ -282,6 +282,13 @@ def test_requests_in_flight_are_their_rate_times_their_latency(trace: Path, driv
         assert requests["in_flight_mean"] == pytest.approx(mean, rel=0.02)
 
 
+def test_the_first_tiers_of_all_gpus_together_are_what_stations_keep_up_with(trace: Path) -> None:
+    one = simulate(trace, small())["crossover"]
+    three = simulate(trace, small(3))["crossover"]
+    assert three["first_tier"] == "hbm (gpu0) + hbm (gpu1) + hbm (gpu2)"
+    assert three["pages_per_s"] == pytest.approx(3 * one["pages_per_s"])
+
+
 # -- objects and requests -------------------------------------------------------------------------
 
 
