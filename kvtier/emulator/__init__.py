@@ -7,6 +7,7 @@ from kvtier.emulator.loop import VirtualLoop
 from kvtier.emulator.opening import Emulator, open_emulator, open_emulators
 from kvtier.emulator.origin import ModelledOrigin
 from kvtier.emulator.station import ReadLoad
+from kvtier.emulator.timeline import Timeline
 from kvtier.ssd import STORAGE_NEXT_SLC, SsdModel
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "ModelledOrigin",
     "ReadLoad",
     "SsdModel",
+    "Timeline",
     "VirtualDriver",
     "VirtualLoop",
     "open_emulator",

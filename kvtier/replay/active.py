@@ -94,6 +94,12 @@ class PageIo:
             start, before_ns = end, t_ns
 
 
+def block_keys(request: Request) -> tuple[bytes, ...]:
+    """The objects that hold the blocks of a request's prompt, first token first."""
+    prefix = request.model.encode()
+    return tuple(b"%s/%x" % (prefix, block) for block in request.block_ids.tolist())
+
+
 class PrefixLoad:
     """A request of a request trace: it loads the blocks it finds, and writes the others.
 
@@ -107,9 +113,8 @@ class PrefixLoad:
     """
 
     def __init__(self, request: Request, pages: int, cache: TieredCache[Any]) -> None:
-        prefix = request.model.encode()
         self.t_ns = request.t_ns
-        self._keys = tuple(b"%s/%x" % (prefix, block) for block in request.block_ids.tolist())
+        self._keys = block_keys(request)
         self._pages = pages
         self._cache = cache
         self._run = 0

@@ -53,6 +53,7 @@ class Run:
         notes: of the environment (O_DIRECT or page cache, …).
         gpus: of which all that is the sum.
         spread: how requests went to several.
+        serving: what a model server did; None in other drives.
     """
 
     mode: str
@@ -72,6 +73,7 @@ class Run:
     notes: Mapping[str, Any]
     gpus: Sequence[Gpu] = ()
     spread: Spread | None = None
+    serving: Mapping[str, Any] | None = None
 
 
 def to_result(run: Run) -> dict[str, Any]:
@@ -92,6 +94,7 @@ def to_result(run: Run) -> dict[str, Any]:
         "warmup": None,
         "drive": _drive(run),
         "requests": dict(run.requests),
+        "serving": run.serving,
         "demand": whole["demand"],
         "batches": whole["batches"],
         "writes": _writes(counters, settings.page_bytes),
@@ -197,9 +200,9 @@ def _drive(run: Run) -> dict[str, Any]:
         "concurrency": replay.concurrency,
         "compute_s": None if compute_ns is None else compute_ns / 1e9,
         "tick_s": None if pace is None else pace.tick_ns / 1e9,
-        "speed": None if pace is None else pace.speed,
         "gpus": len(run.gpus) if run.mode == "simulate" else None,
         "spread": run.spread if len(run.gpus) > 1 else None,
+        "speed": replay.speed if replay.drive in ("open", "serving") else None,
     }
 
 

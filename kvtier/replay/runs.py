@@ -30,6 +30,8 @@ from kvtier.replay.payload import Verifier
 from kvtier.replay.prepare import is_temporary, prepared_origin, temporary_origin
 from kvtier.replay.result import Run, level_names, to_result
 from kvtier.replay.series import Series
+from kvtier.replay.serving import check_drive
+from kvtier.replay.serving_run import simulate_serving
 from kvtier.replay.spread import Share, shares_of
 from kvtier.replay.waves import Waves
 from kvtier.replay.workload import Workload, check_simulation, load_workload
@@ -74,6 +76,7 @@ async def replay_trace(
         raise SettingsError(
             "topology.gpus: a replay is one process with one cache; simulate it, or leave this out"
         )
+    check_drive(settings)
     check_machine(settings)
     workload = load_workload(path, settings, limit, scaled=True)
     notify(workload.summary(settings))
@@ -106,6 +109,8 @@ def simulate_trace(
     check_simulation(workload)
     shares = shares_of(workload.trace, settings)
     notify(workload.summary(settings))
+    if settings.replay.drive == "serving":
+        return simulate_serving(workload, settings, progress)
     objects = {}
     if isinstance(workload.trace, PageTrace):
         objects = {one.key: one.pages for one in workload.trace.objects}

@@ -5,6 +5,12 @@ held in bytes, seconds and bytes per second. Parts that do work are never in her
 """
 
 from kvtier.settings.checks import validate
+from kvtier.settings.compute import (
+    COMPUTE_PRESETS,
+    ComputeSettings,
+    ServingSettings,
+    compute_source,
+)
 from kvtier.settings.described import to_dict
 from kvtier.settings.gpus import device_names, gpus_of
 from kvtier.settings.machine import check_machine
@@ -27,14 +33,17 @@ from kvtier.settings.values import (
 )
 
 __all__ = [
+    "COMPUTE_PRESETS",
     "MODEL_PRESETS",
     "ChainSettings",
+    "ComputeSettings",
     "Device",
     "DeviceModel",
     "Engine",
     "LinkSettings",
     "OriginSettings",
     "ReplaySettings",
+    "ServingSettings",
     "Settings",
     "Spread",
     "TierName",
@@ -42,6 +51,7 @@ __all__ = [
     "TopologySettings",
     "WriteRule",
     "check_machine",
+    "compute_source",
     "default_model",
     "default_settings",
     "device_names",

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple, get_args
 
 from kvtier.errors import SettingsError
 from kvtier.pages import SETS_MAX, check_page_bytes
+from kvtier.settings.compute import COMPUTE_PRESETS, ComputeSettings
 from kvtier.settings.gpus import gpu_problems
 from kvtier.settings.keys import toml_key
 from kvtier.settings.presets import flash_model
@@ -69,6 +70,9 @@ def find_problems(settings: Settings) -> Iterator[Problem]:
     yield from _buffer_problems(settings)
     if settings.topology is not None:
         yield from _topology_problems(settings)
+    yield from _compute_problems(settings.compute)
+    if settings.replay.drive == "serving":
+        yield from _serving_problems(settings)
 
 
 def _level_problems(settings: Settings) -> Iterator[Problem]:
@@ -203,6 +207,45 @@ def _replay_problems(replay: ReplaySettings) -> Iterator[Problem]:
     yield from _given_outside("replay.compute", replay.compute_s, 0, 3600, format_seconds)
     yield from _outside("replay.tick", replay.tick_s, 0, 3600, format_seconds)
     yield from _outside("replay.speed", replay.speed, 1e-6, 1e9)
+
+
+def _compute_problems(compute: ComputeSettings) -> Iterator[Problem]:
+    if compute.preset not in COMPUTE_PRESETS:
+        known = ", ".join(COMPUTE_PRESETS)
+        yield Problem("compute.preset", f"compute.preset is {compute.preset!r}: one of {known}")
+    yield from _outside("compute.flops", compute.flops, 1e6, 1e21)
+    yield from _outside("compute.bandwidth", compute.bytes_per_s, 1e6, 1e18, format_rate)
+    yield from _outside("compute.memory", compute.memory_bytes, 1, 1 << 50, format_bytes)
+    yield from _outside("compute.devices", compute.devices, 1, 1_000_000)
+    yield from _outside("compute.efficiency", compute.efficiency, 1e-6, 1)
+    yield from _outside("compute.batch_tokens_max", compute.batch_tokens_max, 1, _COUNT_MAX)
+    yield from _given_outside(
+        "compute.kv_capacity", compute.kv_capacity_bytes, 1, 1 << 60, format_bytes
+    )
+
+
+def _serving_problems(settings: Settings) -> Iterator[Problem]:
+    replay, tokens = settings.replay, settings.compute.batch_tokens_max
+    if tokens < replay.concurrency:
+        yield Problem(
+            "compute.batch_tokens_max",
+            f"compute.batch_tokens_max is {tokens}: a step must have a token for each of "
+            f"replay.concurrency = {replay.concurrency} sequences; raise it or lower that",
+        )
+    if replay.compute_s is not None:
+        yield Problem(
+            "replay.compute",
+            "replay.compute: in the drive serving the model says how long a request computes "
+            "([compute]); leave it out",
+        )
+    if settings.serving.roles == "split" and (
+        settings.origin is None or settings.origin.write != "through"
+    ):
+        yield Problem(
+            "serving.roles",
+            "serving.roles is split: the decode node reads what the prefill node wrote at the "
+            "origin: give an [origin] with write = 'through'",
+        )
 
 
 def _chain_problems(chain: ChainSettings) -> Iterator[Problem]:

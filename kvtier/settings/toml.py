@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, TypeVar
 
 from kvtier.errors import SettingsError
 from kvtier.settings.checks import TIER_ORDER, find_problems
+from kvtier.settings.compute import COMPUTE_PRESETS, ComputeSettings
 from kvtier.settings.document import DEPTH_MAX, parse_document
 from kvtier.settings.gpus import GPUS_MAX
 from kvtier.settings.keys import toml_key
@@ -309,12 +310,21 @@ def _default_of(key: str) -> DeviceModel | None:
     return None
 
 
+def _build_compute(table: object, place: _Place) -> ComputeSettings:
+    """The GPUs of a model; their preset gives what the table leaves out."""
+    name = ComputeSettings().preset
+    if isinstance(table, dict) and "preset" in table:
+        name = _choose(tuple(COMPUTE_PRESETS), table["preset"], place.at("preset"))
+    return _build(ComputeSettings, table, place, base=COMPUTE_PRESETS[name].compute)
+
+
 _BUILDERS: Final[Mapping[Any, Callable[[object, _Place], object]]] = {
     tuple[TierSettings, ...]: _build_tiers,
     tuple[LinkSettings, ...]: _build_links,
     tuple[Parts, Parts]: _ends,
     tuple[str, ...]: _gpus,
     DeviceModel: _build_model,
+    ComputeSettings: _build_compute,
 }
 
 

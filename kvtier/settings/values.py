@@ -9,13 +9,14 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 from kvtier.pages import PAGE_BYTES_DEFAULT
+from kvtier.settings.compute import ComputeSettings, ServingSettings
 from kvtier.ssd import SsdModel
 
 TierName = Literal["hbm", "dram", "nvme"]
 WriteRule = Literal["through", "none"]
 Device = Literal["auto", "cuda", "cpu"]
 Engine = Literal["threads", "aiofiles"]
-Drive = Literal["waves", "closed", "open"]
+Drive = Literal["waves", "closed", "open", "serving"]
 RouteKind = Literal["p2p", "host"]
 Spread = Literal["session", "round_robin"]
 IssuedBy = Literal["gpu", "host"]
@@ -144,7 +145,7 @@ class ReplaySettings:
 
     Attributes:
         concurrency: requests under way at once. A wave takes the next batch of every one; in an
-            open loop, those that come while so many are under way wait.
+            open loop and in ``serving``, those that come while so many are under way wait.
         pages_per_block: pages that stand for one KV block of a request trace; fewer than the
             model's geometry gives is reported as *scaled*. 0 takes 4 in a replay, whose bytes
             really move, and the full geometry in a simulation.
@@ -154,7 +155,8 @@ class ReplaySettings:
             run doubles it until the points are few enough.
         drive: ``waves``: the next batches of all active requests together, one wave after the
             other. ``closed``: each request goes on by itself, and the next one comes when one
-            ends. ``open``: requests come at their recorded times.
+            ends. ``open``: requests come at their recorded times. ``serving``: so they do, and a
+            model that batches them computes what no level has (``simulate`` only).
         compute_s: in a closed or an open loop, how long a request computes between the answer of
             a batch and its next one. None takes 0 in a closed loop, and in an open loop the
             recorded time between the two batches.
@@ -164,6 +166,7 @@ class ReplaySettings:
         spread: which of several GPUs a request goes to. ``session``: all requests of a session to
             one, chosen by hash. ``round_robin``: one after the other. None takes ``session`` for
             a request trace, and ``round_robin`` for a page trace, which has no sessions.
+        speed: recorded times of an open loop, and of ``serving``, are divided by it.
     """
 
     concurrency: int = 64
@@ -241,6 +244,8 @@ class Settings:
         origin: the last level, or None: a page that no tier has is then ABSENT.
         topology: the links that pages travel over in virtual time; None: those of each level's
             model alone.
+        compute: the GPUs that the model runs on in a drive ``serving``.
+        serving: how that drive spreads its work.
     """
 
     page_bytes: int = PAGE_BYTES_DEFAULT
@@ -251,3 +256,5 @@ class Settings:
     chain: ChainSettings = ChainSettings()
     replay: ReplaySettings = ReplaySettings()
     topology: TopologySettings | None = None
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
+    serving: ServingSettings = field(default_factory=ServingSettings)
