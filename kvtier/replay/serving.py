@@ -14,8 +14,9 @@ from kvtier.replay.workload import Workload
 from kvtier.replay.writing import ObjectWriter
 from kvtier.serving import (
     Bounds,
+    Engine,
     Sequence,
-    Service,
+    ServingMeter,
     kv_capacity_bytes,
     ttft_saved,
     weights_bytes,
@@ -32,6 +33,7 @@ class CachedPrompts:
         cache: of the node.
         writer: writes blocks that do not exist yet.
         block_tokens, block_pages: of one block.
+        loads: False finds nothing, whatever the cache has.
     """
 
     def __init__(
@@ -41,14 +43,18 @@ class CachedPrompts:
         *,
         block_tokens: int,
         block_pages: int,
+        loads: bool,
     ) -> None:
         self._cache = cache
         self._writer = writer
         self._block_tokens = block_tokens
         self._block_pages = block_pages
+        self._loads = loads
 
     async def load(self, sequence: Sequence) -> int:
         """Read the leading run of blocks that can be read; returns the tokens they hold."""
+        if not self._loads:
+            return 0
         keys = block_keys(sequence.request)
         opened = await self._cache.open(keys[: await self._cache.lookup(keys)])
         pages = opened.pages[: _leading(opened.pages > 0)]
@@ -137,9 +143,9 @@ def bounds_of(settings: Settings) -> Bounds:
 
 
 def cached_prompts(
-    workload: Workload, settings: Settings, cache: TieredCache[Any]
+    workload: Workload, settings: Settings, cache: TieredCache[Any], *, loads: bool = True
 ) -> CachedPrompts:
-    """The blocks of the trace in a node's cache."""
+    """The blocks of the trace in a node's cache; without ``loads``, none is ever loaded."""
     assert isinstance(workload.trace, RequestTrace)
     writer = ObjectWriter(
         cache,
@@ -153,10 +159,13 @@ def cached_prompts(
         writer,
         block_tokens=workload.trace.metadata.block_tokens,
         block_pages=workload.pages_per_block,
+        loads=loads,
     )
 
 
-def describe(settings: Settings, service: Service, duration_s: float) -> dict[str, Any]:
+def describe(
+    settings: Settings, meter: ServingMeter, engines: list[Engine], duration_s: float
+) -> dict[str, Any]:
     """The ``serving`` of a result (docs/json.md), without the comparison."""
     model, compute = geometry(settings.replay.model), settings.compute
     return {
@@ -177,23 +186,25 @@ def describe(settings: Settings, service: Service, duration_s: float) -> dict[st
             "kv_capacity_bytes": bounds_of(settings).kv_tokens * model.bytes_per_token,
             "source": compute_source(compute),
         },
-        **service.meter.to_dict(duration_s),
+        **meter.to_dict(duration_s),
         "nodes": [
             engine.meter.to_dict(engine.role.name, duration_s, model.bytes_per_token)
-            for engine in service.engines
+            for engine in engines
         ],
         "uncached": None,
         "ttft_saved": None,
     }
 
 
-def describe_uncached(cached: Service, uncached: Service, duration_s: float) -> dict[str, Any]:
+def describe_uncached(
+    cached: ServingMeter, uncached: ServingMeter, duration_s: float
+) -> dict[str, Any]:
     """The comparison with the same run without a cache, which took ``duration_s``."""
     kept = ("output_tokens", "output_tokens_per_s", "ttft_us", "tpot_us")
-    meter = uncached.meter.to_dict(duration_s)
+    meter = uncached.to_dict(duration_s)
     return {
         "uncached": {"duration_s": duration_s, **{key: meter[key] for key in kept}},
-        "ttft_saved": ttft_saved(cached.meter, uncached.meter),
+        "ttft_saved": ttft_saved(cached, uncached),
     }
 
 

@@ -1,15 +1,21 @@
-"""Whole runs of the drive ``serving``: with the cache, and once more without any."""
+"""Whole runs of the drive ``serving``: with the caches, and once more recomputing every prompt."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from kvtier.cache import TieredCache
 from kvtier.clock import VirtualClock
-from kvtier.directory import ObjectDirectory
-from kvtier.emulator import Timeline, VirtualLoop, open_emulator
+from kvtier.emulator import Timeline, VirtualLoop
+from kvtier.replay.fleet import (
+    Gpu,
+    drive_together,
+    merged_measured,
+    merged_meter,
+    open_emulated_caches,
+)
 from kvtier.replay.meter import RequestMeter
 from kvtier.replay.result import Run, level_names, to_result
 from kvtier.replay.series import Series
@@ -21,24 +27,30 @@ from kvtier.replay.serving import (
     describe,
     describe_uncached,
 )
+from kvtier.replay.spread import Share, shares_of
 from kvtier.replay.workload import Workload
-from kvtier.serving import ROLES, Arrivals, Prompts, Roofline, Service
-from kvtier.settings import Settings
-from kvtier.trace import RequestTrace, geometry
+from kvtier.serving import ROLES, Arrivals, Engine, Prompts, Roofline, Service, ServingMeter
+from kvtier.settings import Settings, TopologySettings, gpus_of
+from kvtier.trace import Request, RequestTrace, geometry
 
 Progress = Callable[[int, int | None], None]
 
 
-class Server:
-    """A service that is run to its end.
+class Servers:
+    """Services that run to their ends together: one on each GPU, or one on two of them.
 
     Args:
         workload: whose requests are served.
         settings: of the nodes.
         timeline: of ``clock``.
         clock: the virtual time; 0 when the run begins.
-        prompts: the cache of each node.
+        prompts: the cache of each GPU.
         observe: called with the requests that have ended, every few steps.
+
+    Attributes:
+        meter: of the tokens of all requests.
+        requests: of each GPU; those of a pair of nodes count at the first of them.
+        shares: the requests of each service.
     """
 
     def __init__(
@@ -47,25 +59,43 @@ class Server:
         settings: Settings,
         timeline: Timeline,
         clock: VirtualClock,
-        prompts: tuple[Prompts, ...],
+        prompts: Sequence[Prompts],
         observe: Callable[[int], None],
     ) -> None:
-        assert isinstance(workload.trace, RequestTrace)
-        self.requests = RequestMeter(clock)
-        self.service = Service(
-            timeline,
-            Roofline(geometry(settings.replay.model), settings.compute),
-            ROLES[settings.serving.roles],
-            prompts,
-            bounds_of(settings),
-            arrivals=Arrivals(
-                workload.trace.requests(workload.limit), clock.now_ns(), settings.replay.speed
-            ),
-            requests=self.requests,
-            after_round=lambda: observe(self.requests.finished),
-        )
+        self.meter = ServingMeter()
+        self.requests = [RequestMeter(clock) for _ in prompts]
         self._timeline = timeline
         self._clock = clock
+        if settings.serving.roles == "split":
+            self.shares = [Share(0, 1, "session", settings.seed)]
+            nodes = [ROLES["split"]]
+        else:
+            self.shares = shares_of(workload.trace, settings)
+            (role,) = ROLES["one"]
+            nodes = [(role._replace(name=name),) for name in gpus_of(settings.topology)]
+
+        def after_round() -> None:
+            observe(sum(one.finished for one in self.requests))
+
+        self._services = [
+            Service(
+                timeline,
+                Roofline(geometry(settings.replay.model), settings.compute),
+                roles,
+                tuple(prompts[share.gpu : share.gpu + len(roles)]),
+                bounds_of(settings),
+                arrivals=_arrivals(workload, settings, share),
+                requests=self.requests[share.gpu],
+                meter=self.meter,
+                after_round=after_round,
+            )
+            for share, roles in zip(self.shares, nodes, strict=True)
+        ]
+
+    @property
+    def engines(self) -> list[Engine]:
+        """Every node."""
+        return [engine for service in self._services for engine in service.engines]
 
     @property
     def duration_s(self) -> float:
@@ -75,7 +105,7 @@ class Server:
     @property
     def busy_s(self) -> dict[str, float]:
         """How long each node was in steps; ``compute``, if there is one only."""
-        engines = self.service.engines
+        engines = self.engines
         names = [f"compute ({engine.role.name})" for engine in engines]
         if len(names) == 1:
             names = ["compute"]
@@ -90,7 +120,7 @@ class Server:
 
     async def _run(self) -> bool:
         try:
-            await self.service.run()
+            await drive_together([service.run() for service in self._services])
         except asyncio.CancelledError:
             # Ctrl-C: the counts advance at completion, so what was measured is consistent.
             task = asyncio.current_task()
@@ -103,7 +133,7 @@ class Server:
 def simulate_serving(
     workload: Workload, settings: Settings, progress: Progress
 ) -> Mapping[str, Any]:
-    """Serve the requests of a trace in virtual time; then again without a cache, to compare.
+    """Serve the requests of a trace in virtual time; then recompute every prompt, to compare.
 
     Args:
         workload: the trace.
@@ -118,25 +148,34 @@ def simulate_serving(
         KvtierError: the trace or the settings cannot be used.
     """
     check_serving(workload, settings)
+    settings = with_nodes(settings)
     clock = VirtualClock()
-    directory = ObjectDirectory(settings.chain.objects_max)
-    driver, origin = open_emulator(settings, directory, clock, {})
-    cache = TieredCache(driver, directory, origin, settings)
+    caches = open_emulated_caches(settings, clock, {})
+    chains, driver = [cache.driver.chain for cache in caches], caches[0].driver
     series = Series(clock, settings.replay.series_interval_s, level_names(settings))
 
     def observe(finished: int) -> None:
-        series.observe(driver.chain)
+        series.observe(chains)
         progress(finished, 2 * workload.requests)
 
-    prompts = cached_prompts(workload, settings, cache)
-    server = Server(workload, settings, driver.timeline, clock, (prompts,), observe)
-    complete = server.run()
-    series.observe(driver.chain, last=True)
-    serving = describe(settings, server.service, server.duration_s)
+    prompts = [cached_prompts(workload, settings, cache) for cache in caches]
+    servers = Servers(workload, settings, driver.timeline, clock, prompts, observe)
+    complete = servers.run()
+    series.observe(chains, last=True)
+    duration_s = servers.duration_s
+    serving = describe(settings, servers.meter, servers.engines, duration_s)
     if complete:
-        other, complete = _recompute(workload, settings, progress)
+        others = _recomputing(workload, settings, progress)
+        complete = others.run()
         if complete:
-            serving |= describe_uncached(server.service, other.service, other.duration_s)
+            serving |= describe_uncached(servers.meter, others.meter, others.duration_s)
+    gpus = [
+        Gpu(name, cache, meter)
+        for name, cache, meter in zip(
+            gpus_of(settings.topology), caches, servers.requests, strict=True
+        )
+    ]
+    counters, measurements = merged_measured([gpu.measured for gpu in gpus])
     devices = {name: one.busy_ns / 1e9 for name, one in driver.stations.items()}
     return to_result(
         Run(
@@ -145,26 +184,65 @@ def simulate_serving(
             trace={**workload.describe(), "page_bytes": settings.page_bytes},
             settings=settings,
             engines=["modelled"] * len(settings.tiers),
-            duration_s=server.duration_s,
+            duration_s=duration_s,
             pace=None,
-            requests=server.requests.to_dict(server.duration_s),
-            counters=driver.chain.by_purpose,
-            measurements=driver.measurements,
+            requests=merged_meter(gpus, clock).to_dict(duration_s),
+            counters=counters,
+            measurements=measurements,
             series=series,
-            busy_s={**server.busy_s, **devices},
+            busy_s={**servers.busy_s, **devices},
             verifier=None,
             notes={},
+            gpus=gpus,
+            spread=servers.shares[0].spread if len(servers.shares) > 1 else None,
             serving=serving,
         )
     )
 
 
-def _recompute(workload: Workload, settings: Settings, progress: Progress) -> tuple[Server, bool]:
-    """The same requests on the same node, every prompt computed; and whether that is complete."""
+def with_nodes(settings: Settings) -> Settings:
+    """Settings with a part for each node: two, for a prefill and a decode node.
+
+    Where the settings have no topology, each of the two has drives and memory of its own, and they
+    share the origin.
+    """
+    if settings.serving.roles == "one" or settings.topology is not None:
+        return settings
+    nodes = tuple(role.name for role in ROLES["split"])
+    own: dict[str, str | tuple[str, ...]] = {
+        tier.name: nodes for tier in settings.tiers if tier.name != "hbm"
+    }
+    return replace(settings, topology=TopologySettings(links=(), gpus=nodes, places=own))
+
+
+def _recomputing(workload: Workload, settings: Settings, progress: Progress) -> Servers:
+    """The same requests on the same nodes, every prompt computed.
+
+    A decode node loads what the prefill node has written all the same: it has no other way.
+    """
 
     def observe(finished: int) -> None:
         progress(workload.requests + finished, 2 * workload.requests)
 
     clock = VirtualClock()
-    server = Server(workload, settings, Timeline(clock), clock, (NoPrompts(),), observe)
-    return server, server.run()
+    if settings.serving.roles == "one":
+        prompts = [NoPrompts() for _ in gpus_of(settings.topology)]
+        return Servers(workload, settings, Timeline(clock), clock, prompts, observe)
+    prefill, decode = open_emulated_caches(settings, clock, {})
+    pair = [
+        cached_prompts(workload, settings, prefill, loads=False),
+        cached_prompts(workload, settings, decode),
+    ]
+    return Servers(workload, settings, prefill.driver.timeline, clock, pair, observe)
+
+
+def _arrivals(workload: Workload, settings: Settings, share: Share) -> Arrivals:
+    trace = workload.trace
+    assert isinstance(trace, RequestTrace)
+
+    def requests() -> Iterator[tuple[int, Request]]:
+        for number, request in enumerate(trace.requests(workload.limit)):
+            if share.has(number, request):
+                yield number, request
+
+    return Arrivals(requests(), workload.first_t_ns, settings.replay.speed)

@@ -15,7 +15,7 @@ from kvtier.report import schema
 
 _ADDED_LATER: Final[Mapping[object, frozenset[str]]] = {
     schema.Result: frozenset(
-        {"name", "by_purpose", "gpus", "models", "drive", "requests", "crossover"}
+        {"name", "by_purpose", "gpus", "models", "drive", "requests", "crossover", "serving"}
     ),
     schema.Series: frozenset({"lookups", "delivered"}),
     schema.Drive: frozenset({"gpus", "spread"}),

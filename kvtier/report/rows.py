@@ -82,6 +82,10 @@ def _latency(us: float) -> str:
     return format_seconds(us * 1e-6)
 
 
+def _signed_latency(us: float) -> str:
+    return f"-{_latency(-us)}" if us < 0 else _latency(us)
+
+
 LATENCY_ROWS: Final = (
     Row("latency p50", "latency_us.p50", _latency),
     Row("latency p90", "latency_us.p90", _latency),
@@ -110,6 +114,41 @@ REQUEST_ROWS: Final = (
     P99,
     Row("in flight", "in_flight_mean", factor),
     Row("stalled", "stall_share", percent),
+)
+
+
+TTFT_SAVED: Final = Row("TTFT saved", "ttft_saved.mean_us", _signed_latency)
+SERVING_ROWS: Final = (
+    Row("output tokens/s", "output_tokens_per_s", format_count),
+    Row("TTFT mean", "ttft_us.mean", _latency),
+    Row("TTFT p50", "ttft_us.p50", _latency),
+    Row("TTFT p99", "ttft_us.p99", _latency),
+    Row("time per token p50", "tpot_us.p50", _latency),
+    Row("time per token p99", "tpot_us.p99", _latency),
+    Row("prompt tokens loaded", "loaded_tokens / prompt_tokens", percent),
+)
+UNCACHED_ROWS: Final = (
+    Row("TTFT mean uncached", "uncached.ttft_us.mean", _latency),
+    TTFT_SAVED,
+    Row("share of TTFT saved", "ttft_saved.share", percent),
+    Row("slower than uncached", "ttft_saved.slower_share", percent),
+    Row("output tokens/s uncached", "uncached.output_tokens_per_s", format_count),
+    Row("recomputing avoided", "recompute_s", format_seconds),
+)
+NODE_ROWS: Final = (
+    Row("steps", "steps", exact),
+    Row("sequences per step", "batch_mean", factor),
+    Row("step p50", "step_us.p50", _latency),
+    Row("step p99", "step_us.p99", _latency),
+    Row("stalled", "stall_share", percent),
+    Row("stall per step", "stall_per_step_us", _latency),
+    Row("queue p50", "queue_us.p50", _latency),
+    Row("queue p99", "queue_us.p99", _latency),
+    Row("load p50", "load_us.p50", _latency),
+    Row("load p99", "load_us.p99", _latency),
+    Row("tokens loaded", "loaded_tokens", exact),
+    Row("tokens computed", "computed_tokens", exact),
+    Row("KV cache at most", "kv_peak_bytes", format_bytes),
 )
 
 

@@ -47,11 +47,12 @@ class Trace(TypedDict):
 class Drive(TypedDict):
     """How requests were driven: in waves by ``concurrency`` alone, which each GPU has.
 
-    ``compute_s`` is None where the trace says it, too; ``speed`` is of an open loop. ``gpus`` is
-    how many were modelled, None in a replay; ``spread`` how requests went to several.
+    ``compute_s`` is None where the trace or a model says it, too; ``speed`` is of an open loop and
+    of ``serving``. ``gpus`` is how many were modelled, None in a replay; ``spread`` how requests
+    went to several.
     """
 
-    kind: Literal["waves", "closed", "open"]
+    kind: Literal["waves", "closed", "open", "serving"]
     concurrency: int
     compute_s: float | None
     tick_s: float | None
@@ -72,6 +73,97 @@ class Requests(TypedDict):
     latency_us: Latency
     in_flight_mean: float | None
     stall_share: float | None
+
+
+class ServedModel(TypedDict):
+    name: str
+    parameters: int
+    active_parameters: int
+    weights_bytes: int
+    kv_token_bytes: int
+
+
+class Compute(TypedDict):
+    """The GPUs of one node, all of its ``devices`` together."""
+
+    preset: str
+    devices: int
+    flops: float
+    bytes_per_s: float
+    efficiency: float
+    kv_capacity_bytes: int
+    source: str
+
+
+class Node(TypedDict):
+    """A node's steps, and where its time went.
+
+    ``busy_s`` in steps, ``stalled_s`` with requests that all waited for storage, ``idle_s`` without
+    any. ``batch_mean`` counts the sequences of a step, ``batch_tokens_peak`` its tokens.
+    """
+
+    name: str
+    steps: int
+    step_us: Latency
+    batch_mean: float | None
+    batch_tokens_peak: int
+    busy_s: float
+    stalled_s: float
+    idle_s: float
+    stall_share: float | None
+    stall_per_step_us: float | None
+    loaded_tokens: int
+    computed_tokens: int
+    output_tokens: int
+    queue_us: Latency
+    load_us: Latency
+    kv_peak_bytes: int
+
+
+class Uncached(TypedDict):
+    """The same requests without a cache."""
+
+    duration_s: float
+    output_tokens: int
+    output_tokens_per_s: float | None
+    ttft_us: Latency
+    tpot_us: Latency
+
+
+class TtftSaved(TypedDict):
+    """By how much first tokens came sooner with the cache; negative where they came later."""
+
+    mean_us: float
+    p10_us: float
+    p50_us: float
+    p90_us: float
+    share: float
+    slower_share: float
+
+
+class Serving(TypedDict):
+    """What a model server did.
+
+    ``prompt_tokens`` are ``loaded_tokens`` and ``computed_tokens``; ``recompute_s`` is how long the
+    operations for the loaded ones would have taken.
+    """
+
+    roles: Literal["one", "split"]
+    model: ServedModel
+    compute: Compute
+    output_tokens: int
+    output_tokens_per_s: float | None
+    prompt_tokens: int
+    loaded_tokens: int
+    loaded_tokens_per_s: float | None
+    computed_tokens: int
+    computed_tokens_per_s: float | None
+    ttft_us: Latency
+    tpot_us: Latency
+    recompute_s: float
+    nodes: list[Node]
+    uncached: Uncached | None
+    ttft_saved: TtftSaved | None
 
 
 class Demand(TypedDict):
@@ -226,6 +318,7 @@ class Result(TypedDict):
     warmup: dict[str, Any] | None
     drive: Drive
     requests: Requests
+    serving: Serving | None
     demand: Demand
     batches: Batches
     writes: Writes

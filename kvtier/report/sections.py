@@ -14,6 +14,7 @@ from kvtier.report.rows import (
     FACTOR,
     HIT_RATE,
     LATENCY_ROWS,
+    NODE_ROWS,
     P50,
     P99,
     P999,
@@ -21,6 +22,8 @@ from kvtier.report.rows import (
     READS,
     READS_PER_ORIGIN_READ,
     REQUEST_ROWS,
+    SERVING_ROWS,
+    UNCACHED_ROWS,
     VERIFY_ROWS,
     Row,
     Values,
@@ -63,6 +66,7 @@ def headline(result: Values) -> Iterator[Section]:
     yield _section("demand", "demand", demand)
     if find(result, "drive.kind") not in (None, "waves"):
         yield _section("requests", "requests", REQUEST_ROWS)
+    yield from _serving(result)
     yield _section("coalescing", "coalescing", COALESCING_ROWS[:2])
     for name, key in level_keys(result).items():
         device = (DEVICE_READS, BYTES_READ, FACTOR) if find(result, f"{key}.device_reads") else ()
@@ -104,6 +108,9 @@ def every_number(result: Values) -> Iterator[Section]:
     """All counts, rates and latencies of a result, then of each purpose and each GPU."""
     yield Section("run", (Row("duration", "duration_s", format_seconds),))
     yield _section("requests", "requests", REQUEST_ROWS)
+    yield from _serving(result)
+    for number, node in enumerate(find(result, "serving.nodes") or ()):
+        yield _section(f"node {node['name']}", f"serving.nodes.{number}", NODE_ROWS)
     yield from _part_sections(result, "", "")
     for purpose in parts_of(result):
         yield from _part_sections(result, f"by_purpose.{purpose}", f"{purpose}: ")
@@ -144,6 +151,7 @@ def setup(result: Values) -> Iterator[Section]:
             Row("compute", "drive.compute_s", format_seconds),
             Row("tick", "drive.tick_s", format_seconds),
             Row("speed", "drive.speed", factor),
+            *_served(result),
             Row("pages per block", "trace.pages_per_block", exact),
         ),
     )
@@ -168,6 +176,12 @@ def setup(result: Values) -> Iterator[Section]:
     yield _section("machine", "environment", machine)
     names = ("kvtier", "python", "numpy", "numba", "pyarrow", "uvloop", "aiofiles")
     yield _section("versions", "environment", tuple(Row(name, name, str) for name in names))
+
+
+def _serving(result: Values) -> Iterator[Section]:
+    """What a model server did, if there was one."""
+    if find(result, "serving") is not None:
+        yield _section("serving", "serving", (*SERVING_ROWS, *UNCACHED_ROWS))
 
 
 def shares(part: Values, path: str = "") -> tuple[Row, ...]:
@@ -230,6 +244,22 @@ def _section(title: str, path: str, rows: tuple[Row, ...]) -> Section:
 
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
+
+
+def _served(result: Values) -> tuple[Row, ...]:
+    """What served, where the drive was ``serving``."""
+    if find(result, "serving") is None:
+        return ()
+    rows = (
+        Row("model", "model.name", str),
+        Row("roles", "roles", str),
+        Row("GPU", "compute.preset", str),
+        Row("GPUs of a node", "compute.devices", exact),
+        Row("efficiency", "compute.efficiency", percent),
+        Row("room for KV caches", "compute.kv_capacity_bytes", format_bytes),
+        Row("GPU figures", "compute.source", str),
+    )
+    return tuple(row.under("serving") for row in rows)
 
 
 def _on(value: bool) -> str:

@@ -14,8 +14,11 @@ from rich.text import Text
 from kvtier.report.rows import (
     COALESCING_ROWS,
     LATENCY_ROWS,
+    NODE_ROWS,
     READS_PER_ORIGIN_READ,
     REQUEST_ROWS,
+    SERVING_ROWS,
+    UNCACHED_ROWS,
     VERIFY_ROWS,
     Row,
     Values,
@@ -157,6 +160,7 @@ def _summary(result: Values) -> Iterator[tuple[str, str]]:
     yield "batches", f"{result['batches']['count']:,}; {_percentiles(result['batches'])}"
     if "drive" in result and "requests" in result:  # an older version drove in waves only
         yield "requests", f"{_driven(result['drive'])}; {_listed(REQUEST_ROWS, result['requests'])}"
+    yield from _served(result.get("serving"))
     yield "coalescing", _listed(COALESCING_ROWS, result["coalescing"])
     writes = result["writes"]
     if writes["objects"]:
@@ -209,6 +213,19 @@ def _driven(drive: Values) -> str:
     )
     known = tuple(row for row in rows if row.value(drive) is not None)
     return f"{drive['kind']}, {_listed(known, drive)}"
+
+
+def _served(serving: Values | None) -> Iterator[tuple[str, str]]:
+    """What a model server did, if there was one."""
+    if serving is None:
+        return
+    model, compute = serving["model"]["name"], serving["compute"]
+    gpus = f"{compute['devices']} x {compute['preset']}"
+    yield "serving", f"{model} on {gpus}; {_listed(SERVING_ROWS, serving)}"
+    if serving["uncached"] is not None:
+        yield "uncached", _listed(UNCACHED_ROWS, serving)
+    for node in serving["nodes"]:
+        yield f"node {node['name']}", _listed(NODE_ROWS, node)
 
 
 def _percentiles(values: Values) -> str:

@@ -38,16 +38,17 @@ class Arrivals:
     ended. No more of the trace is read than has come.
 
     Args:
-        requests: in the order of their times.
-        start_ns: when the first one comes.
+        requests: numbered by their places in the trace, in the order of their times.
+        first_t_ns: the recorded time that is 0 in virtual time.
         speed: recorded times are divided by it.
     """
 
-    def __init__(self, requests: Iterator[Request], start_ns: int, speed: float) -> None:
-        self._requests = enumerate(requests)
-        self._start_ns = start_ns
+    def __init__(
+        self, requests: Iterator[tuple[int, Request]], first_t_ns: int, speed: float
+    ) -> None:
+        self._requests = requests
+        self._first_t_ns = first_t_ns
         self._speed = speed
-        self._first_t_ns: int | None = None
         self._unended: set[int] = set()
         """Numbers of requests that were read and have not ended."""
         self._held: dict[int, list[Sequence]] = {}
@@ -80,6 +81,7 @@ class Arrivals:
 
     def end(self, sequence: Sequence, now_ns: int) -> None:
         """A sequence has ended: the turns that continue it may come."""
+        self._hold_turns(now_ns)
         self._unended.remove(sequence.number)
         for turn in self._held.pop(sequence.number, ()):
             turn.arrival_ns = turn.queued_ns = max(turn.arrival_ns, now_ns)
@@ -104,9 +106,7 @@ class Arrivals:
         number, request = next(self._requests, (NO_PARENT, None))
         if request is None:
             return None
-        if self._first_t_ns is None:
-            self._first_t_ns = request.t_ns
-        arrival_ns = self._start_ns + round((request.t_ns - self._first_t_ns) / self._speed)
+        arrival_ns = round((request.t_ns - self._first_t_ns) / self._speed)
         return Sequence(number, request, arrival_ns, queued_ns=arrival_ns)
 
 

@@ -248,11 +248,8 @@ class Engine:
         try:
             await self._sleep(until_ns)
         finally:
-            passed_ns = self._timeline.now_ns - start_ns
             if is_stalled:
-                self.meter.stalled_ns += passed_ns
-            else:
-                self.meter.idle_ns += passed_ns
+                self.meter.stalled_ns += self._timeline.now_ns - start_ns
 
     # -- time ---------------------------------------------------------------------------------
 

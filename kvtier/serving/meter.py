@@ -16,20 +16,18 @@ from kvtier.serving.sequence import Sequence
 
 
 class NodeMeter:
-    """Steps of one node, and where the rest of its time went.
+    """Steps of one node, and time lost between them.
 
     Attributes:
         busy_ns: time in steps.
         stalled_ns: time with requests of which none could be computed: they waited for what they
             loaded, or for memory that blocks being written still held.
-        idle_ns: time without any request.
         kv_tokens_peak: most tokens for which memory was reserved at once.
     """
 
     def __init__(self) -> None:
         self.busy_ns = 0
         self.stalled_ns = 0
-        self.idle_ns = 0
         self.kv_tokens_peak = 0
         self._steps = LatencyHistogram()
         self._sequence_steps = 0
@@ -65,7 +63,7 @@ class NodeMeter:
 
     def to_dict(self, name: str, duration_s: float, kv_token_bytes: int) -> dict[str, Any]:
         """One of the ``nodes`` of a result."""
-        steps = self._steps.count
+        steps, spent_s = self._steps.count, (self.busy_ns + self.stalled_ns) / 1e9
         return {
             "name": name,
             "steps": steps,
@@ -74,7 +72,7 @@ class NodeMeter:
             "batch_tokens_peak": self._tokens_peak,
             "busy_s": self.busy_ns / 1e9,
             "stalled_s": self.stalled_ns / 1e9,
-            "idle_s": self.idle_ns / 1e9,
+            "idle_s": duration_s - spent_s,
             "stall_share": self.stalled_ns / 1e9 / duration_s if duration_s > 0 else None,
             "stall_per_step_us": self.stalled_ns / 1e3 / steps if steps else None,
             "loaded_tokens": self._loaded_tokens,

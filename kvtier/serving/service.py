@@ -65,6 +65,7 @@ class Service:
         bounds: of every node.
         arrivals: the requests.
         requests: measures them.
+        meter: measures their tokens.
         after_round: called after every few steps.
     """
 
@@ -78,9 +79,10 @@ class Service:
         *,
         arrivals: Arrivals,
         requests: Requests,
+        meter: ServingMeter,
         after_round: Callable[[], None],
     ) -> None:
-        self.meter = ServingMeter()
+        self.meter = meter
         self.after_round = after_round
         self._timeline = timeline
         self._roofline = roofline

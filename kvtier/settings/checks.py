@@ -10,7 +10,7 @@ from typing import Final, NamedTuple, get_args
 from kvtier.errors import SettingsError
 from kvtier.pages import SETS_MAX, check_page_bytes
 from kvtier.settings.compute import COMPUTE_PRESETS, ComputeSettings
-from kvtier.settings.gpus import gpu_problems
+from kvtier.settings.gpus import gpu_problems, gpus_of
 from kvtier.settings.keys import toml_key
 from kvtier.settings.presets import flash_model
 from kvtier.settings.values import (
@@ -237,6 +237,13 @@ def _serving_problems(settings: Settings) -> Iterator[Problem]:
             "replay.compute",
             "replay.compute: in the drive serving the model says how long a request computes "
             "([compute]); leave it out",
+        )
+    gpus = () if settings.topology is None else gpus_of(settings.topology)
+    if settings.serving.roles == "split" and gpus and len(gpus) != 2:
+        yield Problem(
+            "serving.roles",
+            f"serving.roles is split: topology.gpus are {len(gpus)}, and it needs two, of the "
+            "prefill node and of the decode node",
         )
     if settings.serving.roles == "split" and (
         settings.origin is None or settings.origin.write != "through"

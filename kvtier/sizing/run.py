@@ -87,6 +87,12 @@ def _check_task(task: SizingTask) -> None:
     for name in names:
         if names.count(name) > 1:
             raise SettingsError(f"--target {name} is given twice: leave the weaker one out")
+    for name in {"tokens_per_s", "ttft_p99"} & set(names):
+        if settings.replay.drive != "serving":
+            raise SettingsError(
+                f"--target {name} is of a model server, and replay.drive is "
+                f"{settings.replay.drive}: add --set replay.drive=serving"
+            )
     if settings.origin is None:
         raise SettingsError(
             "the settings have no [origin], and without one requests ask only for what the tiers "

@@ -123,6 +123,17 @@ def _iops(result: Result, _: Sequence[Wear]) -> float | None:
     return value
 
 
+def _tokens_per_s(result: Result, _: Sequence[Wear]) -> float | None:
+    serving = result["serving"]
+    return None if serving is None else serving["output_tokens_per_s"]
+
+
+def _ttft_p99(result: Result, _: Sequence[Wear]) -> float | None:
+    serving = result["serving"]
+    value_us = None if serving is None else serving["ttft_us"]["p99"]
+    return None if value_us is None else float(value_us) * 1e-6
+
+
 def _years(_: Result, wears: Sequence[Wear]) -> float | None:
     return min((worn.years for worn in wears), default=YEARS_MAX)
 
@@ -173,6 +184,20 @@ METRICS: Final[Mapping[str, Metric]] = {
         _iops,
         _parse_count,
         format_count,
+    ),
+    "tokens_per_s": Metric(
+        "tokens of answers per second of virtual time (replay.drive = 'serving')",
+        True,
+        _tokens_per_s,
+        _parse_count,
+        format_count,
+    ),
+    "ttft_p99": Metric(
+        "99th percentile of the time to the first token (replay.drive = 'serving')",
+        False,
+        _ttft_p99,
+        parse_seconds,
+        format_seconds,
     ),
     "years": Metric(
         "how long every drive lasts at its rating, with the writes of this trace day after day",

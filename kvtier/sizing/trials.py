@@ -87,8 +87,9 @@ class Trials:
 
     def pace(self, result: Mapping[str, Any]) -> tuple[float, str]:
         """In how many seconds the writes of a run happen, and what says so."""
-        if self.task.settings.replay.drive == "open":
-            return result["duration_s"], "virtual time of the open loop"
+        drive = self.task.settings.replay.drive
+        if drive in {"open", "serving"}:
+            return result["duration_s"], f"virtual time of the drive {drive}"
         if self._recorded_s > 0:
             return self._recorded_s, "recorded, from the first to the last arrival"
         return result["duration_s"], "virtual time, for all arrivals were recorded at one moment"
