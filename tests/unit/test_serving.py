@@ -394,10 +394,10 @@ def test_any_requests_are_served_within_every_bound(
         assert order == ready  # first come, first served: nobody starves
 
 
-@given(load=loads_of_requests(), slots=st.integers(1, 6), roles=st.sampled_from(["one", "split"]))
+@given(load=loads_of_requests(), slots=st.integers(1, 6))
 @examples(max_examples=60, deadline=None)
 def test_steps_taken_together_come_to_what_single_steps_do(
-    load: tuple[list[Request], dict[int, tuple[int, int]]], slots: int, roles: str
+    load: tuple[list[Request], dict[int, tuple[int, int]]], slots: int
 ) -> None:
     requests, loads = load
     # Odd times, so that no load ends at the very end of a step.
@@ -406,9 +406,7 @@ def test_steps_taken_together_come_to_what_single_steps_do(
         results = []
         for steps_max in (4096, 1):
             patch.setattr("kvtier.serving.engine._STEPS_MAX", steps_max)
-            served = serve(
-                requests, loads=loads, transfers=loads, slots=slots, tokens=slots, roles=roles
-            )
+            served = serve(requests, loads=loads, slots=slots, tokens=slots)
             results.append((served.totals, served.requests, served.node(), served.now_ns))
     assert results[0] == results[1]
 
