@@ -1,7 +1,8 @@
 """Which tokens the next step computes: continuous batching, decided without any I/O or time.
 
 As vLLM's scheduler and Sarathi-Serve do: every sequence that decodes has a token in every step;
-what is left of the step's budget goes to prompts, in the order in which they came, in chunks.
+what is left of the step's budget goes to prompts, in the order in which they were added, in
+chunks.
 """
 
 from __future__ import annotations

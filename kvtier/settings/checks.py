@@ -213,12 +213,12 @@ def _compute_problems(compute: ComputeSettings) -> Iterator[Problem]:
     if compute.preset not in COMPUTE_PRESETS:
         known = ", ".join(COMPUTE_PRESETS)
         yield Problem("compute.preset", f"compute.preset is {compute.preset!r}: one of {known}")
-    yield from _outside("compute.flops", compute.flops, 1e6, 1e21)
-    yield from _outside("compute.bandwidth", compute.bytes_per_s, 1e6, 1e18, format_rate)
+    yield from _outside("compute.flops", compute.flops, 1e12, 1e21)
+    yield from _outside("compute.bandwidth", compute.bytes_per_s, 1e9, 1e18, format_rate)
     yield from _outside("compute.memory", compute.memory_bytes, 1, 1 << 50, format_bytes)
     yield from _outside("compute.devices", compute.devices, 1, 1_000_000)
-    yield from _outside("compute.efficiency", compute.efficiency, 1e-6, 1)
-    yield from _outside("compute.batch_tokens_max", compute.batch_tokens_max, 1, _COUNT_MAX)
+    yield from _outside("compute.efficiency", compute.efficiency, 0.01, 1)
+    yield from _outside("compute.batch_tokens_max", compute.batch_tokens_max, 1, 1 << 24)
     yield from _given_outside(
         "compute.kv_capacity", compute.kv_capacity_bytes, 1, 1 << 60, format_bytes
     )

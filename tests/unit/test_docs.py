@@ -14,10 +14,12 @@ from kvtier.cli.parser import build_parser
 from kvtier.report import schema
 from kvtier.settings import (
     ChainSettings,
+    ComputeSettings,
     DeviceModel,
     LinkSettings,
     OriginSettings,
     ReplaySettings,
+    ServingSettings,
     Settings,
     TierSettings,
     TopologySettings,
@@ -45,6 +47,8 @@ def test_every_setting_is_documented() -> None:
         SsdModel,
         TopologySettings,
         LinkSettings,
+        ComputeSettings,
+        ServingSettings,
     )
     keys = {toml_key(field.name) for kind in kinds for field in dataclasses.fields(kind)}
     assert keys - {"name"} - documented == set()
