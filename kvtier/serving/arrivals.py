@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from array import array
 from collections import deque
 from collections.abc import Iterator
 from typing import Final, Protocol
@@ -35,7 +36,7 @@ class Arrivals:
     """The requests of a trace, at their recorded times.
 
     A turn of a session comes when it was recorded, but not before the turn that it continues has
-    ended. No more of the trace is read than has come.
+    ended. No more of the trace is read than has come; 8 bytes are kept of each request.
 
     Args:
         requests: numbered by their places in the trace, in the order of their times.
@@ -51,6 +52,8 @@ class Arrivals:
         self._speed = speed
         self._unended: set[int] = set()
         """Numbers of requests that were read and have not ended."""
+        self._end_ns = array("q")
+        """When each request ended, by its number; -1 where it has not."""
         self._held: dict[int, list[Sequence]] = {}
         """Turns by the request that they wait for."""
         self._held_count = 0
@@ -65,6 +68,9 @@ class Arrivals:
     def next(self, now_ns: int) -> Sequence | None:
         self._hold_turns(now_ns)
         coming, freed = self._coming, self._freed[0][2] if self._freed else None
+        if coming is not None:
+            # The turn before it may have ended since it was recorded to come.
+            self._let_come(coming, self._ended_ns(coming.request.parent))
         if coming is None or self._is_early(coming, now_ns):
             return freed
         if freed is None or coming.arrival_ns < freed.arrival_ns:
@@ -83,10 +89,20 @@ class Arrivals:
         """A sequence has ended: the turns that continue it may come."""
         self._hold_turns(now_ns)
         self._unended.remove(sequence.number)
+        self._end_ns.extend([-1] * (sequence.number + 1 - len(self._end_ns)))
+        self._end_ns[sequence.number] = now_ns
         for turn in self._held.pop(sequence.number, ()):
-            turn.arrival_ns = turn.queued_ns = max(turn.arrival_ns, now_ns)
+            self._let_come(turn, now_ns)
             heapq.heappush(self._freed, (turn.arrival_ns, turn.number, turn))
             self._held_count -= 1
+
+    def _ended_ns(self, number: int) -> int:
+        return self._end_ns[number] if 0 <= number < len(self._end_ns) else -1
+
+    @staticmethod
+    def _let_come(turn: Sequence, ended_ns: int) -> None:
+        """The turn before it ended then."""
+        turn.arrival_ns = turn.queued_ns = max(turn.arrival_ns, ended_ns)
 
     def _hold_turns(self, now_ns: int) -> None:
         """Put turns aside that have come too early, to see who comes after them."""

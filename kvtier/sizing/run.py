@@ -79,6 +79,8 @@ def _check_task(task: SizingTask) -> None:
     settings = task.settings
     if len(gpus_of(settings.topology)) > 1:
         raise SettingsError("topology.gpus: the tiers of one GPU are sized; leave this out")
+    if settings.replay.drive == "serving" and settings.serving.roles == "split":
+        raise SettingsError("serving.roles is split: the tiers of one node are sized; leave it out")
     if not settings.tiers:
         raise SettingsError("the settings have no tier, so there is nothing to size: give one")
     if not task.targets:

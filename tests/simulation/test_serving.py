@@ -403,6 +403,7 @@ def test_tiers_are_sized_for_tokens_and_first_tokens(shared_prefix: Path, tmp_pa
     assert main([*command, "--json", str(out)]) == 0
     assert json.loads(out.read_text(encoding="utf-8"))["complete"]
     assert main([*command, "--set", "replay.drive=open"]) == 2
+    assert main([*command, "--set", "serving.roles=split"]) == 2
 
 
 def test_a_failure_of_the_origin_ends_the_run_with_its_error(

@@ -292,6 +292,14 @@ def test_a_turn_comes_after_the_one_before_has_ended() -> None:
     assert served.service.first_us == {0: 10.0, 1: 15.0, 2: 13.0 + 2.0, 3: 31.0}
 
 
+def test_a_turn_that_queues_has_not_come_before_the_one_that_it_continues_has_ended() -> None:
+    # With one place, A ends at 10 and B at 60; only then is the turn after A read from the trace.
+    requests = [request(0, 10, 1), request(US, 50, 1), request(2 * US, 4, 1, parent=0)]
+    served = serve(requests, slots=1)
+    assert served.service.first_us == {0: 10.0, 1: 60.0, 2: 64.0}
+    assert served.totals["ttft_us"]["mean"] == pytest.approx((10 + 59 + 54) / 3)
+
+
 def test_a_full_shelf_of_held_turns_reads_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvtier.serving.arrivals.HELD_MAX", 1)
     turns = [request(0, 2, 1, parent=number - 1) for number in range(6)]
