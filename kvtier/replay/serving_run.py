@@ -191,6 +191,7 @@ def simulate_serving(
             measurements=measurements,
             series=series,
             busy_s={**servers.busy_s, **devices},
+            loads={name: one.load for name, one in driver.stations.items()},
             verifier=None,
             notes={},
             gpus=gpus,
