@@ -162,7 +162,8 @@ def check_simulation(workload: Workload) -> None:
             f"{workload.trace.path}: the full geometry of {workload.full_pages_per_block} pages a "
             f"block makes {workload.pages:,} page accesses over {workload.unique_pages:,} distinct "
             f"pages, more than the {SIMULATED_PAGES_MAX:,} that one run takes on: scale it with "
-            "--pages-per-block N, or take fewer requests with --limit N"
+            "--pages-per-block N, take larger pages with --set page_bytes=4MiB, or fewer requests "
+            "with --limit N"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtier.metrics import LatencyHistogram, LatencySummary
+from kvtier.metrics import LatencyHistogram
 from kvtier.pages import I64
 from kvtier.serving.batcher import Batch
 from kvtier.serving.roofline import Roofline
@@ -119,10 +119,6 @@ class ServingMeter:
         if sequence.decode_steps:
             tpot_ns = round((now_ns - sequence.first_ns) / sequence.decode_steps)
             self._tpot.record_same(tpot_ns, 1)
-
-    def ttft_us(self) -> LatencySummary:
-        """Times to first token."""
-        return self._ttft.summary_us()
 
     def to_dict(self, duration_s: float) -> dict[str, Any]:
         """What a result says of the requests of a run that took ``duration_s``."""
