@@ -268,10 +268,14 @@ def test_more_sequences_at_once_give_more_tokens_per_second(shared_prefix: Path)
     assert per_s[1] < per_s[2]
 
 
-@both_roles
+@pytest.mark.parametrize(
+    "settings",
+    [served(), served("split"), served(topology=TopologySettings(links=(), gpus=("a", "b")))],
+    ids=["one", "split", "two"],
+)
 @pytest.mark.parametrize("after", [10, 40], ids=["serving", "comparing"])
 def test_an_interrupted_run_says_what_it_measured(
-    shared_prefix: Path, roles: str, after: int
+    shared_prefix: Path, settings: Settings, after: int
 ) -> None:
     interrupts: list[int] = []
 
@@ -280,9 +284,7 @@ def test_an_interrupted_run_says_what_it_measured(
             interrupts.append(done)
             signal.raise_signal(signal.SIGINT)
 
-    result = simulate_trace(
-        shared_prefix, served(roles), limit=None, progress=interrupt, notify=quiet
-    )
+    result = simulate_trace(shared_prefix, settings, limit=None, progress=interrupt, notify=quiet)
     assert not result["complete"]
     assert result["serving"]["uncached"] is result["serving"]["ttft_saved"] is None
     assert result["requests"]["count"] == 30 if after > 30 else result["requests"]["count"] < 30
