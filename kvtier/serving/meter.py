@@ -72,7 +72,7 @@ class NodeMeter:
             "batch_tokens_peak": self._tokens_peak,
             "busy_s": self.busy_ns / 1e9,
             "stalled_s": self.stalled_ns / 1e9,
-            "idle_s": duration_s - spent_s,
+            "idle_s": max(0.0, duration_s - spent_s),
             "stall_share": self.stalled_ns / 1e9 / duration_s if duration_s > 0 else None,
             "stall_per_step_us": self.stalled_ns / 1e3 / steps if steps else None,
             "loaded_tokens": self._loaded_tokens,

@@ -19,7 +19,7 @@ from kvtier.cli import main
 from kvtier.errors import KvtierError, SettingsError, TraceError
 from kvtier.replay import replay_trace, simulate_trace
 from kvtier.report.reading import read_result
-from kvtier.report.schema import check_sums
+from kvtier.report.schema import check_figures, check_sums
 from kvtier.report.sections import every_number, headline, setup
 from kvtier.report.terminal import print_report
 from kvtier.settings import (
@@ -120,7 +120,7 @@ def test_every_token_is_prompted_and_answered(shared_prefix: Path, roles: str) -
     assert serving["loaded_tokens"] + serving["computed_tokens"] == prompt_tokens
     assert serving["output_tokens"] == sum(node["output_tokens"] for node in nodes) == 30 * 20
     assert serving["uncached"]["output_tokens"] == 30 * 20
-    assert check_sums(result) == []
+    assert check_sums(result) == check_figures(result) == []
 
 
 def test_shared_blocks_are_loaded_and_each_is_written_once(shared_prefix: Path) -> None:
@@ -165,7 +165,9 @@ def test_a_slow_store_makes_the_node_stall_and_requests_slower_than_recomputing(
     origin = OriginSettings("memory", model=DeviceModel(50e-6, 1e6, 1e9))
     # The tier holds next to nothing, so that the document comes from the origin each time.
     tiny = (TierSettings("dram", 16 * PAGE_BYTES),)
-    serving = simulate(path, served(tiers=tiny, origin=origin))["serving"]
+    result = simulate(path, served(tiers=tiny, origin=origin))
+    serving = result["serving"]
+    assert check_figures(result) == []
     assert serving["ttft_saved"]["slower_share"] == 7 / 8
     assert serving["ttft_saved"]["mean_us"] < 0
     node = serving["nodes"][0]
@@ -195,7 +197,7 @@ def test_without_an_origin_a_node_serves_from_what_its_tiers_kept(shared_prefix:
     serving = result["serving"]
     assert result["requests"]["count"] == 30
     assert 0 < serving["loaded_tokens"] < 29 * 24 * BLOCK_TOKENS
-    assert check_sums(result) == []
+    assert check_sums(result) == check_figures(result) == []
 
 
 # -- prefill and decode nodes -----------------------------------------------------------------
@@ -230,7 +232,7 @@ def test_several_nodes_share_the_origin_and_the_requests(shared_prefix: Path) ->
     assert result["serving"]["output_tokens"] == 600
     assert result["drive"]["gpus"] == 2
     assert result["requests"]["count"] == 30 == sum(g["requests"]["count"] for g in result["gpus"])
-    assert check_sums(result) == []
+    assert check_sums(result) == check_figures(result) == []
 
 
 # -- laws -------------------------------------------------------------------------------------
@@ -288,7 +290,7 @@ def test_an_interrupted_run_says_what_it_measured(
     assert not result["complete"]
     assert result["serving"]["uncached"] is result["serving"]["ttft_saved"] is None
     assert result["requests"]["count"] == 30 if after > 30 else result["requests"]["count"] < 30
-    assert check_sums(result) == []
+    assert check_sums(result) == check_figures(result) == []
 
 
 # -- reports ----------------------------------------------------------------------------------
