@@ -22,6 +22,7 @@ from kvtier.chain import (
 )
 from kvtier.chain.driver import Index
 from kvtier.directory import ObjectDirectory
+from kvtier.emulator.host import Host
 from kvtier.emulator.loop import VirtualLoop
 from kvtier.emulator.station import Route, Station, Work
 from kvtier.emulator.timeline import Event, Timeline
@@ -58,6 +59,8 @@ class VirtualDriver(ChainDriver):
         page_bytes: bytes of a page.
         timeline: virtual time, which drivers may share.
         stations: those of the routes, by name, for reports.
+        staging: what copies out of staging pass; no station: they take no time.
+        host: passed by every batch before it starts, or None.
     """
 
     def __init__(
@@ -69,12 +72,16 @@ class VirtualDriver(ChainDriver):
         page_bytes: int,
         timeline: Timeline,
         stations: Mapping[str, Station],
+        staging: Route,
+        host: Host | None = None,
     ) -> None:
         super().__init__(chain, indexes)
         self.measurements = measurements_by_purpose(len(routes))
         self.routes = tuple(routes)
         self.stations = stations
         self.timeline = timeline
+        self._staging = staging
+        self._host = host
         self._directory = directory
         self._page_bytes = page_bytes
         self._batches: dict[int, _Batch] = {}
@@ -135,8 +142,10 @@ class VirtualDriver(ChainDriver):
         payload: U8 | None,  # noqa: ARG002  # the interface of all drivers
     ) -> None:
         """Fill the tiers with new objects' pages."""
+        start_ns = self.timeline.now_ns
+        await self._pass_host()
         write, actions = self.chain.write(page_ids, objects)
-        self._batches[write.epoch] = _Batch(write, self.timeline.now_ns)
+        self._batches[write.epoch] = _Batch(write, start_ns)
         self.perform(actions)
         await self._until(lambda: write.epoch not in self._batches)
 
@@ -189,6 +198,7 @@ class VirtualDriver(ChainDriver):
         parts: Parts | None = None,
     ) -> Read:
         start_ns = self.timeline.now_ns
+        await self._pass_host()
         if self.chain.room_pages < len(page_ids) or self._gate.locked():
             async with self._gate:  # first come, first
                 await self._until(lambda: self.chain.room_pages >= len(page_ids))
@@ -199,6 +209,19 @@ class VirtualDriver(ChainDriver):
         self.perform(actions)
         batch.settle()
         return read
+
+    async def _pass_host(self) -> None:
+        """Wait until the host's software has begun a batch."""
+        if self._host is None:
+            return
+        begun = _future()
+
+        def begin() -> None:
+            if not begun.done():
+                begun.set_result(None)
+
+        self.timeline.at(self._host.begin(self.timeline.now_ns), begin)
+        await begun
 
     async def _finish(self, read: Read) -> None:
         """Wait for a batch; who leaves before its end is not answered any more."""
@@ -220,14 +243,17 @@ class VirtualDriver(ChainDriver):
     # -- actions ------------------------------------------------------------------------------
 
     def copy(self, action: Copy) -> Iterable[Action]:
-        """Pages of a memory tier take the time of its device; those in staging are there."""
-        if action.flight is not None and action.flight.buffer >= 0:
+        """Pages take the time of the memory that they are in: a tier's, or that of staging."""
+        in_staging = action.flight is not None and action.flight.buffer >= 0
+        route = self._staging if in_staging else self.routes[action.level]
+        if not route.reads:
             return self._copied(action)
 
         def end() -> None:
             self.perform(self._copied(action))
 
-        self._travel(action.level, action.sources, None, end, is_write=False)
+        work = Work(action.sources, None, self._page_bytes, is_write=False)
+        route.travel(self.timeline, work, end)
         return ()
 
     def fill(self, action: Fill) -> Iterable[Action]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from kvtier.chain import build_chain
 from kvtier.clock import VirtualClock
 from kvtier.directory import ObjectDirectory
 from kvtier.emulator.device import ModelledDevice
 from kvtier.emulator.driver import VirtualDriver
+from kvtier.emulator.host import Host
 from kvtier.emulator.origin import ModelledOrigin
 from kvtier.emulator.station import Route, Station
 from kvtier.emulator.timeline import Timeline
@@ -43,36 +44,68 @@ def open_emulator(
         create_index(tier.capacity_bytes // settings.page_bytes, tier.ways, settings.seed)
         for tier in settings.tiers
     ]
-    routes, stations = _machine(settings)
+    machine = _machine(settings)
     driver = VirtualDriver(
         build_chain(settings),
         indexes,
-        routes,
+        machine.routes,
         directory,
         settings.page_bytes,
         Timeline(clock),
-        stations,
+        machine.stations,
+        machine.staging,
+        machine.host,
     )
     if settings.origin is None:
         return driver, None
     return driver, ModelledOrigin(objects, driver)
 
 
-def _machine(settings: Settings) -> tuple[list[Route], Mapping[str, Station]]:
-    """The way of every level's pages, and all stations on the ways, by name."""
+class _Machine(NamedTuple):
+    """What stands for the hardware, and for the software of its host.
+
+    Attributes:
+        routes: of every level.
+        stations: all on the routes, by name.
+        staging: what copies out of staging pass.
+        host: its software, None if that takes no time.
+    """
+
+    routes: list[Route]
+    stations: Mapping[str, Station]
+    staging: Route
+    host: Host | None
+
+
+def _machine(settings: Settings) -> _Machine:
     devices: dict[str, Station] = {
         tier.name: _device(tier.model or default_model(tier.name), settings)
         for tier in settings.tiers
     }
     if settings.origin is not None:
         devices["origin"] = _device(settings.origin.model or default_model("origin"), settings)
+    stations = dict(devices)
     if settings.topology is None:
-        return [Route((device,), (device,)) for device in devices.values()], devices
-    topology = Topology(settings.topology)
+        routes = [Route((device,), (device,)) for device in devices.values()]
+    else:
+        topology = Topology(settings.topology)
+        routes = [
+            topology.route(name, device, is_device=name in _ISSUED)
+            for name, device in devices.items()
+        ]
+        stations |= topology.stations
+    # Staging lies in the memory of the first tier, and no link is between the two.
+    memory = next((devices[name] for name in devices if name not in _ISSUED), None)
+    staging = Route(() if memory is None else (memory,), ())
+    if settings.host is None:
+        return _Machine(routes, stations, staging, None)
+    host = Host(settings.host)
     routes = [
-        topology.route(name, device, is_device=name in _ISSUED) for name, device in devices.items()
+        route.behind(host.devices if name in _ISSUED else host.copies)
+        for name, route in zip(devices, routes, strict=True)
     ]
-    return routes, {**devices, **topology.stations}
+    stations["host"] = host.copies  # each face knows how busy the whole is
+    return _Machine(routes, stations, staging.behind(host.copies), host)
 
 
 def _device(model: DeviceModel, settings: Settings) -> Station:

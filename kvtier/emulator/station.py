@@ -87,6 +87,10 @@ class Route:
     reads: tuple[Station, ...]
     writes: tuple[Station, ...]
 
+    def behind(self, station: Station) -> Route:
+        """The same route, with a station that all work passes first."""
+        return Route((station, *self.reads), (station, *self.writes))
+
     def travel(self, timeline: Timeline, work: Work, arrived: Event) -> None:
         """Send work from now on through every station, and then let ``arrived`` happen."""
         stations = self.writes if work.is_write else self.reads

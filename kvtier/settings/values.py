@@ -101,6 +101,7 @@ class OriginSettings:
         options: what its ``open`` gets.
         write: whether written objects are put there before a write is done.
         merge_gap_pages, extent_pages_max, model: as in :class:`TierSettings`.
+        latency: a device that the backend is slowed down to on the wall clock; None: as it is.
     """
 
     backend: str
@@ -109,6 +110,7 @@ class OriginSettings:
     merge_gap_pages: int = 0
     extent_pages_max: int = 32
     model: DeviceModel | None = None
+    latency: DeviceModel | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +211,27 @@ class TopologySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class HostSettings:
+    """What the host's software takes in virtual time: one thing after the other, as on one core.
+
+    ``kvtier calibrate`` measures it. The work before and after an operation counts together.
+
+    Attributes:
+        batch_s: of a batch of the chain.
+        copy_s: of a copy between memories: to the caller, or into a tier in memory.
+        page_s: of each page of such a copy.
+        device_batch_s: of operations given to a device or the origin together.
+        operation_s: of each of them.
+    """
+
+    batch_s: float = 0.0
+    copy_s: float = 0.0
+    page_s: float = 0.0
+    device_batch_s: float = 0.0
+    operation_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything a run needs to know.
 
@@ -220,6 +243,7 @@ class Settings:
         origin: the last level, or None: a page that no tier has is then ABSENT.
         topology: the links that pages travel over in virtual time; None: those of each level's
             model alone.
+        host: what its software takes in virtual time; None: nothing.
     """
 
     page_bytes: int = PAGE_BYTES_DEFAULT
@@ -230,3 +254,4 @@ class Settings:
     chain: ChainSettings = ChainSettings()
     replay: ReplaySettings = ReplaySettings()
     topology: TopologySettings | None = None
+    host: HostSettings | None = None

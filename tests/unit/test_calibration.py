@@ -27,7 +27,7 @@ from kvtier.calibration.writing import describe_load, to_mapping, to_text, to_to
 from kvtier.errors import DeviceError, SettingsError
 from kvtier.io.file import open_file
 from kvtier.jit import JIT_DISABLED
-from kvtier.settings import DeviceModel, load_settings
+from kvtier.settings import DeviceModel, Settings, TierSettings, load_settings, validate
 
 PAGE_BYTES = 4096
 DRIVE = DeviceModel(80e-6, 5e5, 3e9, tail_latency_s=150e-6)
@@ -125,6 +125,16 @@ def test_a_throttle_is_found_with_its_burst_and_its_steps(refill_s: float | None
 
 
 @compiled
+def test_a_fitted_throttle_lets_a_whole_step_through_at_once() -> None:
+    throttle = Throttle(peak_iops=8e4, sustained_iops=2e4, burst=10, refill_s=10e-3)
+    model = fit_model(measured(replace(DRIVE, sustained_iops=2e4)), throttle)
+    assert model.burst is not None
+    assert model.sustained_iops is not None
+    assert model.refill_s is not None
+    assert model.burst >= model.sustained_iops * model.refill_s
+    validate(Settings(tiers=(TierSettings("nvme", 1 << 20, model=model),)))
+
+
 def test_a_throttle_that_later_loads_exceed_was_none() -> None:
     moment = Throttle(peak_iops=7e4, sustained_iops=4e4, burst=1000, refill_s=None)
     assert fit_model(measured(GUEST), moment) == fit_model(measured(GUEST), None)

@@ -15,6 +15,7 @@ from kvtier.report import schema
 from kvtier.settings import (
     ChainSettings,
     DeviceModel,
+    HostSettings,
     LinkSettings,
     OriginSettings,
     ReplaySettings,
@@ -45,6 +46,7 @@ def test_every_setting_is_documented() -> None:
         SsdModel,
         TopologySettings,
         LinkSettings,
+        HostSettings,
     )
     keys = {toml_key(field.name) for kind in kinds for field in dataclasses.fields(kind)}
     assert keys - {"name"} - documented == set()
