@@ -81,7 +81,7 @@ class VirtualDriver(ChainDriver):
         self.stations = stations
         self.timeline = timeline
         self._staging = staging
-        self._host = host
+        self.host = host
         self._directory = directory
         self._page_bytes = page_bytes
         self._batches: dict[int, _Batch] = {}
@@ -212,7 +212,7 @@ class VirtualDriver(ChainDriver):
 
     async def _pass_host(self) -> None:
         """Wait until the host's software has begun a batch."""
-        if self._host is None:
+        if self.host is None:
             return
         begun = _future()
 
@@ -220,7 +220,7 @@ class VirtualDriver(ChainDriver):
             if not begun.done():
                 begun.set_result(None)
 
-        self.timeline.at(self._host.begin(self.timeline.now_ns), begin)
+        self.timeline.at(self.host.begin(self.timeline.now_ns), begin)
         await begun
 
     async def _finish(self, read: Read) -> None:

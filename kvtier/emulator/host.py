@@ -25,7 +25,8 @@ class Host:
         settings: as given.
         busy_ns: time that it was occupied.
         batches: batches of the chain that passed it.
-        copies: passed by copies between memories, of so many pages.
+        hits: passed by copies of pages that the first memory had.
+        copies: passed by other copies between memories.
         devices: passed by operations given to a device together.
     """
 
@@ -33,10 +34,17 @@ class Host:
         self.settings = settings
         self.busy_ns = 0
         self.batches = 0
+        self.hits = HostFace(self, 0.0, settings.page_s)
         self.copies = HostFace(self, settings.copy_s, settings.page_s)
         self.devices = HostFace(self, settings.device_batch_s, settings.operation_s)
         self._batch_ns = round(settings.batch_s * _NS_PER_S)
         self._free_ns = 0
+
+    def counts(self) -> tuple[int, int, int, int, int]:
+        """How often it did what, in the order of :class:`kvtier.settings.HostSettings`."""
+        copies, devices = self.copies, self.devices
+        pages = self.hits.items + copies.items
+        return (self.batches, copies.visits, pages, devices.visits, devices.items)
 
     def begin(self, now_ns: int) -> int:
         """Queue a batch of the chain; returns when it may start, in ns."""

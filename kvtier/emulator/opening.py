@@ -100,12 +100,14 @@ def _machine(settings: Settings) -> _Machine:
     if settings.host is None:
         return _Machine(routes, stations, staging, None)
     host = Host(settings.host)
-    routes = [
-        route.behind(host.devices if name in _ISSUED else host.copies)
-        for name, route in zip(devices, routes, strict=True)
-    ]
-    stations["host"] = host.copies  # each face knows how busy the whole is
-    return _Machine(routes, stations, staging.behind(host.copies), host)
+    for number, name in enumerate(devices):
+        face = host.devices if name in _ISSUED else host.copies
+        # Who reads slots of a first tier in memory copies hits, which belong to their batch.
+        is_hits = number == 0 and face is host.copies
+        routes[number] = routes[number].behind(host.hits if is_hits else face, face)
+    stations["host"] = host.hits  # each face knows how busy the whole is
+    staging = staging.behind(host.copies, host.copies)
+    return _Machine(routes, stations, staging, host)
 
 
 def _device(model: DeviceModel, settings: Settings) -> Station:

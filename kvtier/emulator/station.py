@@ -87,9 +87,9 @@ class Route:
     reads: tuple[Station, ...]
     writes: tuple[Station, ...]
 
-    def behind(self, station: Station) -> Route:
-        """The same route, with a station that all work passes first."""
-        return Route((station, *self.reads), (station, *self.writes))
+    def behind(self, for_reads: Station, for_writes: Station) -> Route:
+        """The same route, with a station that work passes first."""
+        return Route((for_reads, *self.reads), (for_writes, *self.writes))
 
     def travel(self, timeline: Timeline, work: Work, arrived: Event) -> None:
         """Send work from now on through every station, and then let ``arrived`` happen."""

@@ -217,9 +217,9 @@ class HostSettings:
     ``kvtier calibrate`` measures it. The work before and after an operation counts together.
 
     Attributes:
-        batch_s: of a batch of the chain.
-        copy_s: of a copy between memories: to the caller, or into a tier in memory.
-        page_s: of each page of such a copy.
+        batch_s: of a batch of the chain, and of the copy of what the first memory has of it.
+        copy_s: of any other copy between memories: to the caller, or into a tier in memory.
+        page_s: of each page that is copied.
         device_batch_s: of operations given to a device or the origin together.
         operation_s: of each of them.
     """
