@@ -23,6 +23,7 @@ import numpy as np
 from kvtier.cache import TieredCache
 from kvtier.calibration.explaining import Floats, explain
 from kvtier.calibration.origin import KEY, measure_origin, store
+from kvtier.calibration.requests import measure_requests
 from kvtier.calibration.walking import start_walk, time_walks
 from kvtier.clock import VirtualClock, WallClock
 from kvtier.directory import ObjectDirectory
@@ -83,10 +84,15 @@ class Emulated(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """A cache, and how many pages of the object are read through it in turn."""
+    """A cache, and the pages of the object that are read through it in turn.
+
+    Attributes:
+        tiers: of the cache.
+        order: i64[n].
+    """
 
     tiers: tuple[TierSettings, ...]
-    span: int
+    order: I64
 
 
 def measure_host(
@@ -110,23 +116,24 @@ def measure_host(
         DeviceError, BackendError: the directory cannot be used.
     """
     pages = max(min(PAGES, _OBJECT_BYTES // page_bytes), _PAGES_MIN)
-    order = rng.permutation(pages)
     with tempfile.TemporaryDirectory(prefix=".kvtier-calibrate-", dir=directory) as name:
-        shapes = _shapes(pages, page_bytes, Path(name), model)
+        shapes = _shapes(pages, page_bytes, Path(name), model, rng)
         options = {"root": str(Path(name) / "origin"), "sync": False}
         settings = [_settings(shape, options, page_bytes) for shape in shapes]
         with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
-            origin, taken_s = runner.run(_measure(shapes, settings, order, seconds, rng))
+            origin, taken_s = runner.run(_measure(shapes, settings, pages, seconds, rng))
     emulated = []
     for shape, each in zip(shapes, settings, strict=True):
-        emulated += _emulate(_with_origin(each, origin), order[: shape.span], pages)
-    return _explained(taken_s, emulated, origin)
+        emulated += _emulate(_with_origin(each, origin), shape.order, pages)
+    cost = _explained(taken_s, emulated, origin)
+    request_s = _rounded(measure_requests(cost.host, page_bytes))
+    return replace(cost, host=replace(cost.host, request_s=request_s))
 
 
 async def _measure(
     shapes: Sequence[Shape],
     settings: Sequence[Settings],
-    order: I64,
+    pages: int,
     seconds: float,
     rng: np.random.Generator,
 ) -> tuple[DeviceModel, list[float]]:
@@ -137,33 +144,39 @@ async def _measure(
     backend = await open_backend(named.backend, named.options, page_bytes)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(backend.close)
-        await store(backend, len(order), page_bytes, rng)
+        await store(backend, pages, page_bytes, rng)
         origin_s = _ORIGIN_SHARE * seconds
-        origin = await measure_origin(backend, len(order), page_bytes, origin_s, rng)
+        origin = await measure_origin(backend, pages, page_bytes, origin_s, rng)
         walks = []
         for shape, each in zip(shapes, settings, strict=True):
             cache = await stack.enter_async_context(open_cache(each, origin=backend))
-            walks.append(await start_walk(cache, WallClock(), order[: shape.span], max(batches)))
+            walks.append(await start_walk(cache, WallClock(), shape.order, max(batches)))
         return origin, await time_walks(walks, batches, _TURNS, seconds - origin_s)
 
 
-def _shapes(pages: int, page_bytes: int, directory: Path, model: DeviceModel) -> list[Shape]:
-    """Caches in which one level after the other has everything that is read."""
+def _shapes(
+    pages: int, page_bytes: int, directory: Path, model: DeviceModel, rng: np.random.Generator
+) -> list[Shape]:
+    """Caches in which one level has everything that is read, and one in which each has a part."""
 
     def tier(name: str, share: int, **changes: Any) -> TierSettings:
         capacity = max(pages // share, 16) * page_bytes
         return TierSettings(name, capacity, extent_pages_max=1, **changes)  # type: ignore[arg-type]
 
-    first = tier("hbm", 16)
+    def drive(share: int, file: str) -> TierSettings:
+        return tier("nvme", share, path=directory / file, model=model)
+
+    first, order = tier("hbm", 16), rng.permutation(pages)
     shapes = [
-        Shape((tier("hbm", 2),), pages // 8),
-        Shape((first, tier("dram", 2)), pages // 4),
-        Shape((first, tier("nvme", 2, path=directory / "read", model=model)), pages // 4),
-        Shape((first,), pages),
+        Shape((tier("hbm", 2),), order[: pages // 8]),
+        Shape((first, tier("dram", 2)), order[: pages // 4]),
+        Shape((first, drive(2, "read")), order[: pages // 4]),
+        Shape((first,), order),
     ]
     if model.write_iops is not None:
-        drive = tier("nvme", 8, path=directory / "written", model=model)
-        shapes.append(Shape((first, drive), pages))
+        mixed = rng.integers(0, pages, 2 * pages)
+        shapes.append(Shape((first, drive(8, "written")), order))
+        shapes.append(Shape((first, tier("dram", 4), drive(2, "mixed")), mixed))
     return shapes
 
 
@@ -219,5 +232,10 @@ def _explained(taken_s: list[float], emulated: list[Emulated], origin: DeviceMod
     counts = np.stack([each.counts for each in emulated])
     terms = explain(counts, np.maximum(taken - devices, 0.0), 1 / taken)
     error = (devices + counts @ np.array(terms)) / taken - 1
-    digits = [float(f"{term:.3e}") for term in terms]
-    return HostCost(HostSettings(*digits), origin, float(np.sqrt(np.mean(error**2))))
+    host = HostSettings(*(_rounded(term) for term in terms))
+    return HostCost(host, origin, float(np.sqrt(np.mean(error**2))))
+
+
+def _rounded(term_s: float) -> float:
+    """As it is written: more digits than anyone measures."""
+    return float(f"{term_s:.3e}")

@@ -113,6 +113,11 @@ class VirtualDriver(ChainDriver):
                 return np.full(len(page_ids), PageStatus.LATE, np.uint8)
         return self.chain.expire(read) if read.unresolved else read.status
 
+    async def prepare(self, requests: int) -> None:
+        """Let the time pass that it takes to collect the batches of so many requests."""
+        if self.host is not None:
+            await self._reach(self.host.prepare(self.timeline.now_ns, requests))
+
     async def submit(
         self,
         page_ids: U64,
@@ -212,16 +217,19 @@ class VirtualDriver(ChainDriver):
 
     async def _pass_host(self) -> None:
         """Wait until the host's software has begun a batch."""
-        if self.host is None:
-            return
-        begun = _future()
+        if self.host is not None:
+            await self._reach(self.host.begin(self.timeline.now_ns))
 
-        def begin() -> None:
-            if not begun.done():
-                begun.set_result(None)
+    async def _reach(self, t_ns: int) -> None:
+        """Wait until ``t_ns``."""
+        reached = _future()
 
-        self.timeline.at(self.host.begin(self.timeline.now_ns), begin)
-        await begun
+        def reach() -> None:
+            if not reached.done():
+                reached.set_result(None)
+
+        self.timeline.at(t_ns, reach)
+        await reached
 
     async def _finish(self, read: Read) -> None:
         """Wait for a batch; who leaves before its end is not answered any more."""

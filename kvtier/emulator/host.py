@@ -41,7 +41,7 @@ class Host:
         self._free_ns = 0
 
     def counts(self) -> tuple[int, int, int, int, int]:
-        """How often it did what, in the order of :class:`kvtier.settings.HostSettings`."""
+        """How often it did what of the path, in the order of its settings."""
         copies, devices = self.copies, self.devices
         pages = self.hits.items + copies.items
         return (self.batches, copies.visits, pages, devices.visits, devices.items)
@@ -50,6 +50,10 @@ class Host:
         """Queue a batch of the chain; returns when it may start, in ns."""
         self.batches += 1
         return self.occupy(now_ns, self._batch_ns)
+
+    def prepare(self, now_ns: int, requests: int) -> int:
+        """Queue what the drive of so many requests does; returns when that is done, in ns."""
+        return self.occupy(now_ns, round(requests * self.settings.request_s * _NS_PER_S))
 
     def occupy(self, now_ns: int, service_ns: int) -> int:
         """Queue what takes so long; returns when it is done, in ns."""

@@ -222,6 +222,8 @@ class HostSettings:
         page_s: of each page that is copied.
         device_batch_s: of operations given to a device or the origin together.
         operation_s: of each of them.
+        request_s: of each batch that a request asks for, before it joins one of the chain: what
+            drives the requests takes it.
     """
 
     batch_s: float = 0.0
@@ -229,6 +231,7 @@ class HostSettings:
     page_s: float = 0.0
     device_batch_s: float = 0.0
     operation_s: float = 0.0
+    request_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
