@@ -41,11 +41,11 @@ from kvtier.settings import (
     TierSettings,
 )
 
-PAGES: Final = 8192
+PAGES: Final = 4096
 """Of the object that is read, unless it would be larger than :data:`_OBJECT_BYTES`."""
 
-_OBJECT_BYTES: Final = 128 << 20
-_PAGES_MIN: Final = 256
+_OBJECT_BYTES: Final = 64 << 20
+_PAGES_MIN: Final = 64
 _BATCHES: Final = (4, 16, 64)
 """Pages of a batch: what a wave of small dependent reads asks of one level."""
 
@@ -174,7 +174,7 @@ def _shapes(
         Shape((first,), order),
     ]
     if model.write_iops is not None:
-        mixed = rng.integers(0, pages, 2 * pages)
+        mixed = rng.integers(0, pages, pages)
         shapes.append(Shape((first, drive(8, "written")), order))
         shapes.append(Shape((first, tier("dram", 4), drive(2, "mixed")), mixed))
     return shapes

@@ -12,7 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtier.calibration import Calibration, Load, Operations, closed_loop, predict
+from kvtier.calibration import (
+    Calibration,
+    Load,
+    Operations,
+    calibrate,
+    calibrating,
+    closed_loop,
+    predict,
+)
 from kvtier.calibration.explaining import explain
 from kvtier.calibration.fitting import compare, fit_model
 from kvtier.calibration.host import HostCost, measure_host
@@ -301,6 +309,20 @@ def test_what_the_host_takes_is_measured_and_never_negative(tmp_path: Path) -> N
     assert cost.origin.iops > 0
     assert list(tmp_path.iterdir()) == []
     validate(Settings(origin=OriginSettings("file", model=cost.origin), host=cost.host))
+
+
+@compiled
+def test_where_nothing_can_be_written_the_host_is_left_out_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrating.os, "access", lambda path, mode: False)
+    path = tmp_path / "pages"
+    path.write_bytes(bytes(SIZE_BYTES_MIN))
+    told: list[str] = []
+    found = calibrate(path, seconds=1, notify=told.append)
+    assert found.host is None
+    assert any("cannot be written: the host is not measured" in each for each in told)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @given(
