@@ -50,7 +50,7 @@ _BATCHES: Final = (4, 16, 64)
 """Pages of a batch: what a wave of small dependent reads asks of one level."""
 
 _BATCH_BYTES: Final = 16 << 20
-_TURNS: Final = 3
+_TURNS: Final = 5
 _ORIGIN_SHARE: Final = 0.2
 _EMULATED: Final = 40
 """Batches that are emulated for each that is measured: enough for a mean of a long tail."""
