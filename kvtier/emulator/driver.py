@@ -58,7 +58,7 @@ class VirtualDriver(ChainDriver):
         directory: says which pages the origin has.
         page_bytes: bytes of a page.
         timeline: virtual time, which drivers may share.
-        stations: those of the routes, by name, for reports.
+        stations: those of the routes but the host, by name, for reports.
         staging: what copies out of staging pass; no station: they take no time.
         host: passed by every batch before it starts, or None.
     """

@@ -66,7 +66,7 @@ class _Machine(NamedTuple):
 
     Attributes:
         routes: of every level.
-        stations: all on the routes, by name.
+        stations: all on the routes but the host, by name.
         staging: what copies out of staging pass.
         host: its software, None if that takes no time.
     """
@@ -105,7 +105,6 @@ def _machine(settings: Settings) -> _Machine:
         # Who reads slots of a first tier in memory copies hits, which belong to their batch.
         is_hits = number == 0 and face is host.copies
         routes[number] = routes[number].behind(host.hits if is_hits else face, face)
-    stations["host"] = host.hits  # each face knows how busy the whole is
     staging = staging.behind(host.copies, host.copies)
     return _Machine(routes, stations, staging, host)
 

@@ -84,10 +84,10 @@ class Route:
         writes: on their way to the level.
     """
 
-    reads: tuple[Station, ...]
-    writes: tuple[Station, ...]
+    reads: tuple[Server, ...]
+    writes: tuple[Server, ...]
 
-    def behind(self, for_reads: Station, for_writes: Station) -> Route:
+    def behind(self, for_reads: Server, for_writes: Server) -> Route:
         """The same route, with a station that work passes first."""
         return Route((for_reads, *self.reads), (for_writes, *self.writes))
 

@@ -101,11 +101,14 @@ def simulate_trace(
     cache = TieredCache(driver, directory, origin, settings)
     with asyncio.Runner(loop_factory=lambda: VirtualLoop(driver.timeline)) as runner:
         run = runner.run(_drive(workload, settings, cache, clock, None, progress))
+    busy_s = {name: one.busy_ns / 1e9 for name, one in driver.stations.items()}
+    if driver.host is not None:
+        busy_s["host"] = driver.host.busy_ns / 1e9
     return to_result(
         replace(
             run,
             engines=["modelled"] * len(settings.tiers),
-            busy_s={name: one.busy_ns / 1e9 for name, one in driver.stations.items()},
+            busy_s=busy_s,
             loads={name: one.load for name, one in driver.stations.items()},
         )
     )
