@@ -47,6 +47,8 @@ class Driver(Protocol):
         purpose: Purpose = Purpose.UNSTATED,
     ) -> U8: ...
 
+    async def prepare(self, requests: int) -> None: ...
+
     async def submit(
         self,
         page_ids: U64,

@@ -126,6 +126,9 @@ class AsyncDriver(ChainDriver):
                 return np.full(len(page_ids), PageStatus.LATE, np.uint8)
         return self.chain.expire(read) if read.unresolved else read.status
 
+    async def prepare(self, requests: int) -> None:
+        """Nothing: whoever collects the batches of so many requests has taken the time."""
+
     async def submit(
         self,
         page_ids: U64,

@@ -9,7 +9,7 @@ import asyncio
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +33,15 @@ def describe_environment() -> dict[str, Any]:
         "gpu": ", ".join(gpu_names()) or None,
         "loop": _loop_name(),
     }
+
+
+def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """What makes uvloop's event loops where it is installed; None: take asyncio's own."""
+    try:
+        import uvloop  # noqa: PLC0415  # it may be missing
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
 
 
 def package_version(name: str) -> str | None:

@@ -16,6 +16,7 @@ from kvtier.origin import Origin
 from kvtier.registry import open_backend
 from kvtier.settings import Settings, check_machine, validate
 from kvtier.tiers import open_tier
+from kvtier.wrappers import wrapped
 
 
 @asynccontextmanager
@@ -43,6 +44,14 @@ async def open_cache(
             named = settings.origin
             origin = await open_backend(named.backend, named.options, settings.page_bytes)
             stack.push_async_callback(origin.close)
+        clock = clock or WallClock()
+        if origin is not None and settings.origin is not None:
+            wrapper = wrapped(
+                origin, settings.origin, settings.page_bytes, seed=settings.seed, clock=clock
+            )
+            if wrapper is not None:
+                stack.push_async_callback(wrapper.release)
+                origin = wrapper
         if origin is None:
             chain = build_chain(settings)
         else:
@@ -69,7 +78,7 @@ async def open_cache(
             None if origin is None else Origin(origin, directory, forget),
             page_bytes=settings.page_bytes,
             buffer_pages=settings.chain.device_batch_pages,
-            clock=clock or WallClock(),
+            clock=clock,
         )
         cache = TieredCache(driver, directory, origin, settings)
         stack.push_async_callback(driver.close)

@@ -117,6 +117,8 @@ def _format(value: float, step: int, units: tuple[str, ...]) -> str:
 
 def _digits(value: float) -> str:
     """Three significant digits; whole numbers bare."""
+    if not math.isfinite(value):
+        return str(value)
     if math.isclose(value, round(value), rel_tol=1e-9) or abs(value) >= 99.95:
         return f"{value:.0f}"
     return f"{value:.1f}" if abs(value) >= 9.995 else f"{value:.2f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,7 +24,7 @@ from kvtier.environment import describe_environment
 from kvtier.settings import DeviceModel
 
 _PROBE_SHARE: Final = 0.1
-_HOST_SHARE: Final = 0.05
+_HOST_SHARE: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,8 @@ class Calibration:
     Attributes:
         model: of the device.
         fits: what the model predicts, beside what was measured, for each load.
-        host: what the I/O engine takes beyond the device.
+        host: what the software takes beyond the device, and an origin of files beside it; None:
+            nothing could be written beside the file.
         device: the file system and what it is mounted from.
         direct: O_DIRECT was in use.
         size_bytes: of the file.
@@ -46,7 +48,7 @@ class Calibration:
 
     model: DeviceModel
     fits: tuple[Fit, ...]
-    host: HostCost
+    host: HostCost | None
     device: str
     direct: bool
     size_bytes: int
@@ -86,14 +88,19 @@ def calibrate(
     """
     rng = np.random.default_rng(seed)
     with open_target(path, size_bytes, page_bytes, write=write, rng=rng) as target:
-        for note in target.notes:
+        directory, notes = target.file.path.absolute().parent, target.notes
+        if not os.access(directory, os.W_OK):
+            notes += (f"{directory} cannot be written: the host is not measured",)
+        for note in notes:
             notify(note)
         throttle = probe_throttle(target, page_bytes, _PROBE_SHARE * seconds, rng)
         loads = plan_loads(page_bytes, writes=target.file.writable)
         load_s = (1 - _PROBE_SHARE - _HOST_SHARE) * seconds
         measured = measure_loads(target, loads, load_s, rng, progress)
         model = fit_model(measured, throttle)
-        host = measure_host(target, model, page_bytes, _HOST_SHARE * seconds, rng)
+        host = None
+        if os.access(directory, os.W_OK):
+            host = measure_host(directory, model, page_bytes, _HOST_SHARE * seconds, rng)
     return Calibration(
         model=model,
         fits=tuple(compare(model, measured)),
@@ -105,5 +112,5 @@ def calibrate(
         seconds=seconds,
         finished=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         environment=describe_environment(),
-        notes=target.notes,
+        notes=notes,
     )

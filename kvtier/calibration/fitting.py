@@ -173,7 +173,12 @@ def _rounded(model: DeviceModel) -> DeviceModel:
         for name, value in figures.items()
         if value is not None
     }
-    return _replaced(model, kept)
+    rounded = _replaced(model, kept)
+    if rounded.burst is None or rounded.sustained_iops is None or rounded.refill_s is None:
+        return rounded
+    # What a device let through in one step, it let through at once.
+    step = math.ceil(rounded.sustained_iops * rounded.refill_s)
+    return replace(rounded, burst=max(rounded.burst, step))
 
 
 def _replaced(model: DeviceModel, figures: Mapping[str, Any]) -> DeviceModel:

@@ -1,105 +1,241 @@
-"""What the host adds to a device: the time of the I/O engine for a batch and for an operation."""
+"""What the host's software takes: real caches timed, less what their devices take when emulated.
+
+Small caches of several shapes read batches, one after the other and each with its fills: pages in
+the first memory, in the second, on the drive, at the origin. The same reads in virtual time, with
+the fitted models and a host that takes nothing, say how long the devices took, and how often the
+host did what. What is left of the measured time is then explained by the terms of
+:class:`kvtier.settings.HostSettings`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import statistics
-import time
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from typing import Final
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from kvtier.calibration.load import Load
-from kvtier.calibration.prediction import closed_loop
-from kvtier.calibration.target import Target
-from kvtier.errors import DeviceError
-from kvtier.io import FileEngine
-from kvtier.io.threads import ThreadEngine
+from kvtier.cache import TieredCache
+from kvtier.calibration.explaining import Floats, explain
+from kvtier.calibration.origin import KEY, measure_origin, store
+from kvtier.calibration.requests import measure_requests
+from kvtier.calibration.walking import start_walk, time_walks
+from kvtier.clock import VirtualClock, WallClock
+from kvtier.directory import ObjectDirectory
+from kvtier.emulator import VirtualLoop, open_emulator
+from kvtier.environment import event_loop_factory
+from kvtier.opening import open_cache
 from kvtier.pages import I64
-from kvtier.rows import aligned_rows
-from kvtier.settings import DeviceModel
+from kvtier.registry import open_backend
+from kvtier.settings import (
+    ChainSettings,
+    DeviceModel,
+    HostSettings,
+    OriginSettings,
+    Settings,
+    TierSettings,
+)
 
-_QUEUE_DEPTH: Final = 32
-_BATCHES: Final = (1, 32, 256)
-_RUNS: Final = 64
+PAGES: Final = 4096
+"""Of the object that is read, unless it would be larger than :data:`_OBJECT_BYTES`."""
+
+_OBJECT_BYTES: Final = 64 << 20
+_PAGES_MIN: Final = 64
+_BATCHES: Final = (4, 16, 64)
+"""Pages of a batch: what a wave of small dependent reads asks of one level."""
+
+_BATCH_BYTES: Final = 16 << 20
+_TURNS: Final = 5
+_ORIGIN_SHARE: Final = 0.2
+_EMULATED: Final = 40
+"""Batches that are emulated for each that is measured: enough for a mean of a long tail."""
 
 
 @dataclass(frozen=True, slots=True)
 class HostCost:
-    """Time of the engine ``threads`` beyond that of the device, in s.
+    """What surrounds the device.
 
     Attributes:
-        batch_s: of a batch.
-        operation_s: of each operation in it.
+        host: what the software takes.
+        origin: a model of the origin of files that it was measured with.
+        error: of the measured times beside the explained ones, as a share; root mean square.
     """
 
-    batch_s: float
-    operation_s: float
+    host: HostSettings
+    origin: DeviceModel
+    error: float
+
+
+class Emulated(NamedTuple):
+    """A batch in virtual time.
+
+    Attributes:
+        device_s: what the devices take.
+        counts: f64[5], how often the host does what, in the order of its settings.
+    """
+
+    device_s: float
+    counts: Floats
+
+
+class Shape(NamedTuple):
+    """A cache, and the pages of the object that are read through it in turn.
+
+    Attributes:
+        tiers: of the cache.
+        order: i64[n].
+    """
+
+    tiers: tuple[TierSettings, ...]
+    order: I64
 
 
 def measure_host(
-    target: Target, model: DeviceModel, page_bytes: int, seconds: float, rng: np.random.Generator
-) -> HostCost:
-    """Reads in batches, one after the other, less what the model says that the device takes.
-
-    Raises:
-        DeviceError: there are no threads for the engine, or a read failed.
-    """
-    taken_s = asyncio.run(_time_batches(target, page_bytes, seconds / len(_BATCHES), rng))
-    extra_s = [
-        total_s - _device_s(model, count, page_bytes)
-        for count, total_s in zip(_BATCHES, taken_s, strict=True)
-    ]
-    weights = 1 / np.array(taken_s)
-    terms = np.stack([np.ones(len(_BATCHES)), np.array(_BATCHES, np.float64)], axis=1)
-    (batch_s, operation_s), *_ = np.linalg.lstsq(
-        terms * weights[:, None], np.array(extra_s) * weights, rcond=None
-    )
-    return HostCost(max(float(batch_s), 0.0), max(float(operation_s), 0.0))
-
-
-async def _time_batches(
-    target: Target, page_bytes: int, seconds: float, rng: np.random.Generator
-) -> list[float]:
-    """The median time of a batch of each size, in s."""
-    engine = ThreadEngine(replace(target.file, fd=os.dup(target.file.fd)), _QUEUE_DEPTH)
-    try:
-        return [
-            await _time_batch(
-                engine, count, target.size_bytes // page_bytes, page_bytes, seconds, rng
-            )
-            for count in _BATCHES
-        ]
-    finally:
-        await engine.close()
-
-
-async def _time_batch(
-    engine: FileEngine,
-    count: int,
-    file_pages: int,
+    directory: Path,
+    model: DeviceModel,
     page_bytes: int,
     seconds: float,
     rng: np.random.Generator,
-) -> float:
-    out = aligned_rows(count, page_bytes)
-    lengths, rows = np.full(count, page_bytes), np.arange(count)
-    times: list[float] = []
-    end_s = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < end_s:
-        offsets: I64 = rng.integers(0, file_pages, count) * page_bytes
-        start_s = time.perf_counter()
-        done = await engine.read(offsets, lengths, out, rows)
-        times.append(time.perf_counter() - start_s)
-        if (done != page_bytes).any():
-            raise DeviceError("a read failed or came short; choose another path")
-    return statistics.median(times)
+) -> HostCost:
+    """Measure caches with a drive and an origin in ``directory``, both removed at the end.
+
+    Args:
+        directory: on the device that ``model`` describes.
+        model: with figures of writes, if fills of the drive are to be measured too.
+        page_bytes: of a page.
+        seconds: for how long; what is made before comes on top.
+        rng: chooses the pages.
+
+    Raises:
+        SettingsError: the machine lacks the memory.
+        DeviceError, BackendError: the directory cannot be used.
+    """
+    pages = max(min(PAGES, _OBJECT_BYTES // page_bytes), _PAGES_MIN)
+    with tempfile.TemporaryDirectory(prefix=".kvtier-calibrate-", dir=directory) as name:
+        shapes = _shapes(pages, page_bytes, Path(name), model, rng)
+        options = {"root": str(Path(name) / "origin"), "sync": False}
+        settings = [_settings(shape, options, page_bytes) for shape in shapes]
+        with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+            origin, taken_s = runner.run(_measure(shapes, settings, pages, seconds, rng))
+    emulated = []
+    for shape, each in zip(shapes, settings, strict=True):
+        emulated += _emulate(_with_origin(each, origin), shape.order, pages)
+    cost = _explained(taken_s, emulated, origin)
+    request_s = _rounded(measure_requests(cost.host, page_bytes))
+    return replace(cost, host=replace(cost.host, request_s=request_s))
 
 
-def _device_s(model: DeviceModel, count: int, page_bytes: int) -> float:
-    """The median time of a batch at the modelled device alone, in s."""
-    load = Load(min(count, _QUEUE_DEPTH), page_bytes)
-    runs = [closed_loop(model, load, count, seed) for seed in range(_RUNS)]
-    return statistics.median(float(run.ends_ns[-1]) for run in runs) / 1e9
+async def _measure(
+    shapes: Sequence[Shape],
+    settings: Sequence[Settings],
+    pages: int,
+    seconds: float,
+    rng: np.random.Generator,
+) -> tuple[DeviceModel, list[float]]:
+    """A model of the origin, and the time of a batch: of each shape, and of each size."""
+    named, page_bytes = settings[0].origin, settings[0].page_bytes
+    assert named is not None
+    batches = _batches(page_bytes)
+    backend = await open_backend(named.backend, named.options, page_bytes)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(backend.close)
+        await store(backend, pages, page_bytes, rng)
+        origin_s = _ORIGIN_SHARE * seconds
+        origin = await measure_origin(backend, pages, page_bytes, origin_s, rng)
+        walks = []
+        for shape, each in zip(shapes, settings, strict=True):
+            cache = await stack.enter_async_context(open_cache(each, origin=backend))
+            walks.append(await start_walk(cache, WallClock(), shape.order, max(batches)))
+        return origin, await time_walks(walks, batches, _TURNS, seconds - origin_s)
+
+
+def _shapes(
+    pages: int, page_bytes: int, directory: Path, model: DeviceModel, rng: np.random.Generator
+) -> list[Shape]:
+    """Caches in which one level has everything that is read, and one in which each has a part."""
+
+    def tier(name: str, share: int, **changes: Any) -> TierSettings:
+        capacity = max(pages // share, 16) * page_bytes
+        return TierSettings(name, capacity, extent_pages_max=1, **changes)  # type: ignore[arg-type]
+
+    def drive(share: int, file: str) -> TierSettings:
+        return tier("nvme", share, path=directory / file, model=model)
+
+    first, order = tier("hbm", 16), rng.permutation(pages)
+    shapes = [
+        Shape((tier("hbm", 2),), order[: pages // 8]),
+        Shape((first, tier("dram", 2)), order[: pages // 4]),
+        Shape((first, drive(2, "read")), order[: pages // 4]),
+        Shape((first,), order),
+    ]
+    if model.write_iops is not None:
+        mixed = rng.integers(0, pages, pages)
+        shapes.append(Shape((first, drive(8, "written")), order))
+        shapes.append(Shape((first, tier("dram", 4), drive(2, "mixed")), mixed))
+    return shapes
+
+
+def _settings(shape: Shape, options: Mapping[str, Any], page_bytes: int) -> Settings:
+    most = max(_batches(page_bytes))
+    return Settings(
+        page_bytes=page_bytes,
+        device="cpu",
+        tiers=shape.tiers,
+        origin=OriginSettings("file", options, extent_pages_max=1),
+        chain=ChainSettings(device_batch_pages=most, staging_bytes=4 * most * page_bytes),
+        host=HostSettings(),
+    )
+
+
+def _with_origin(settings: Settings, model: DeviceModel) -> Settings:
+    assert settings.origin is not None
+    return replace(settings, origin=replace(settings.origin, model=model))
+
+
+def _batches(page_bytes: int) -> list[int]:
+    """Pages of each kind of batch."""
+    return [n for n in _BATCHES if n * page_bytes <= _BATCH_BYTES or n == _BATCHES[0]]
+
+
+def _emulate(settings: Settings, order: I64, pages: int) -> list[Emulated]:
+    """What the same reads take in virtual time, and do: of each size of batches."""
+    clock = VirtualClock()
+    directory = ObjectDirectory(settings.chain.objects_max)
+    driver, origin = open_emulator(settings, directory, clock, {KEY: pages})
+    host = driver.host
+    assert host is not None
+
+    async def walk_through() -> list[Emulated]:
+        cache = TieredCache(driver, directory, origin, settings)
+        walk = await start_walk(cache, clock, order, max(_batches(settings.page_bytes)))
+        found = []
+        for count in _batches(settings.page_bytes):
+            before = np.array(host.counts())
+            taken_ns = [await walk.read(count) for _ in range(_EMULATED)]
+            done = (np.array(host.counts()) - before) / _EMULATED
+            found.append(Emulated(statistics.mean(taken_ns) / 1e9, done))
+        return found
+
+    with asyncio.Runner(loop_factory=lambda: VirtualLoop(driver.timeline)) as runner:
+        return runner.run(walk_through())
+
+
+def _explained(taken_s: list[float], emulated: list[Emulated], origin: DeviceModel) -> HostCost:
+    """The host that makes up for what the devices leave of the measured times."""
+    taken = np.array(taken_s)
+    devices = np.array([each.device_s for each in emulated])
+    counts = np.stack([each.counts for each in emulated])
+    terms = explain(counts, np.maximum(taken - devices, 0.0), 1 / taken)
+    error = (devices + counts @ np.array(terms)) / taken - 1
+    host = HostSettings(*(_rounded(term) for term in terms))
+    return HostCost(host, origin, float(np.sqrt(np.mean(error**2))))
+
+
+def _rounded(term_s: float) -> float:
+    """As it is written: more digits than anyone measures."""
+    return float(f"{term_s:.3e}")

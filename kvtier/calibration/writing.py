@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from typing import Any, Final
 
 from kvtier.calibration.calibrating import Calibration
 from kvtier.calibration.fitting import Fit
 from kvtier.calibration.load import Load
+from kvtier.settings import DeviceModel, HostSettings
 from kvtier.settings.keys import toml_key
 from kvtier.units import format_bytes
 
@@ -22,13 +23,21 @@ _COMMENTS: Final = {
     "burst": "operations beyond that after a pause",
     "refill_s": "between two steps of the throttle",
     "write_latency_s": "of writes, as above",
-    "write_iops": "",
-    "write_bytes_per_s": "",
+}
+
+_HOST_COMMENTS: Final = {
+    "batch_s": "of a batch of the chain, hits in the first memory included",
+    "copy_s": "of any other copy between memories",
+    "page_s": "of each page that is copied",
+    "device_batch_s": "of operations given to a device together",
+    "operation_s": "of each of them",
+    "request_s": "of each batch of a request, in the drive of a trace",
 }
 
 
 def to_mapping(calibration: Calibration) -> dict[str, Any]:
     """Everything that was found, as JSON: what was measured, the model, and how well it fits."""
+    cost = calibration.host
     return {
         "device": calibration.device,
         "direct": calibration.direct,
@@ -37,8 +46,9 @@ def to_mapping(calibration: Calibration) -> dict[str, Any]:
         "seconds": calibration.seconds,
         "size_bytes": calibration.size_bytes,
         "page_bytes": calibration.page_bytes,
-        "model": {k: v for k, v in asdict(calibration.model).items() if v is not None},
-        "host": asdict(calibration.host),
+        "model": _figures(calibration.model),
+        "host": None if cost is None else {**asdict(cost.host), "error": round(cost.error, 3)},
+        "origin": None if cost is None else _figures(cost.origin),
         "loads": [_row(fit) for fit in calibration.fits],
         "environment": calibration.environment,
     }
@@ -59,6 +69,10 @@ def describe_load(load: Load) -> str:
     """A load in words: ``read 4 KiB, depth 16``."""
     kind = {0.0: "read", 1.0: "write"}.get(load.write_share, f"{load.write_share:.0%} written")
     return f"{kind} {format_bytes(load.io_bytes)}, depth {load.depth}"
+
+
+def _figures(model: DeviceModel) -> dict[str, Any]:
+    return {name: value for name, value in asdict(model).items() if value is not None}
 
 
 def _row(fit: Fit) -> dict[str, Any]:
@@ -96,9 +110,19 @@ def _lines(calibration: Calibration) -> Iterator[str]:
             f" {fit.latency_p99_s * 1e6:7,.0f} us {fit.p99_error:+5.0%}"
         )
     yield ""
+    cost = calibration.host
+    if cost is None:
+        yield "What the host's software takes was not measured."
+        return
+    host = cost.host
     yield (
-        f"The I/O engine adds {calibration.host.batch_s * 1e6:.0f} us per batch and "
-        f"{calibration.host.operation_s * 1e6:.1f} us per operation; no setting holds that."
+        f"The host takes {host.batch_s * 1e6:.0f} us per batch, {host.copy_s * 1e6:.0f} us per "
+        f"further copy, {host.page_s * 1e6:.2f} us per page copied,"
+    )
+    yield (
+        f"{host.device_batch_s * 1e6:.0f} us per device batch and {host.operation_s * 1e6:.1f} us "
+        f"per operation; times of whole batches are explained to {cost.error:.0%}. Driving a trace "
+        f"takes {host.request_s * 1e6:.1f} us per batch of a request."
     )
 
 
@@ -109,16 +133,32 @@ def _settings(calibration: Calibration) -> Iterator[str]:
     yield "[tiers.nvme]"
     yield f"capacity = {calibration.size_bytes}  # of the file that was measured"
     yield ""
-    yield "[tiers.nvme.model]"
-    for field in fields(calibration.model):
-        value = getattr(calibration.model, field.name)
-        if field.name in _COMMENTS and value is not None:
-            comment = _COMMENTS[field.name]
-            line = f"{toml_key(field.name)} = {_literal(field.name, value)}"
-            yield f"{line}  # {comment}" if comment else line
+    yield from _table("tiers.nvme.model", calibration.model, _COMMENTS)
+    if calibration.host is not None:
+        yield ""
+        yield from _table("host", calibration.host.host, _HOST_COMMENTS)
+        yield ""
+        yield "[origin]"
+        yield 'backend = "file"  # files that the system has cached; change it to yours'
+        yield ""
+        yield from _table("origin.model", calibration.host.origin, {})
+        return
     yield ""
     yield "[origin]"
     yield 'backend = "memory"  # it was not measured: change it to yours'
+
+
+def _table(
+    name: str, values: DeviceModel | HostSettings, comments: Mapping[str, str]
+) -> Iterator[str]:
+    """A table of the figures that there are."""
+    yield f"[{name}]"
+    for field in fields(values):
+        value = getattr(values, field.name)
+        if value is not None and field.name not in ("preset", "devices", "flash"):
+            line = f"{toml_key(field.name)} = {_literal(field.name, value)}"
+            comment = comments.get(field.name)
+            yield f"{line}  # {comment}" if comment else line
 
 
 def _literal(name: str, value: float) -> str:

@@ -10,13 +10,14 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from kvtier.cli.outcome import Exit, complain
 from kvtier.cli.outputs import check_tier_file
+from kvtier.environment import event_loop_factory
 from kvtier.errors import KvtierError, SettingsError
 from kvtier.pages import check_page_bytes
 from kvtier.settings import OriginSettings, Settings, load_settings, parse_assignment
@@ -202,14 +203,7 @@ def doctor(arguments: argparse.Namespace) -> Exit:  # noqa: ARG001  # it has no 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
     """Run ``work`` on uvloop where it exists; Ctrl-C cancels it, so that it can end cleanly."""
-    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
-    try:
-        import uvloop
-    except ImportError:
-        pass
-    else:
-        factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
+    with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
         return runner.run(work)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import numpy as np
@@ -78,24 +79,28 @@ class SteadyDevice:
     A batch of ``o`` operations and ``b`` bytes occupies ``n`` devices alike for
     ``max(o / iops, b / bytes_per_s) / n``, and its bytes are usable ``latency_s`` after that.
 
-    Attributes:
-        busy_ns: time that it was occupied.
+    Times are kept in fractions of a ns, for a fast device serves a page in less.
     """
 
     def __init__(self, model: DeviceModel) -> None:
         self._latency_ns = round(model.latency_s * _NS_PER_S)
         self._ns_per_operation = _NS_PER_S / (model.iops * model.devices)
         self._ns_per_byte = _NS_PER_S / (model.bytes_per_s * model.devices)
-        self._free_ns = 0
-        self.busy_ns = 0
+        self._free_ns = 0.0
+        self._busy_ns = 0.0
+
+    @property
+    def busy_ns(self) -> int:
+        """Time that it was occupied."""
+        return round(self._busy_ns)
 
     def serve(self, now_ns: int, work: Work) -> int:
         """Queue a batch at ``now_ns``; returns when its bytes are usable, in ns."""
         by_count = work.operations * self._ns_per_operation
-        service_ns = round(max(by_count, work.size_bytes * self._ns_per_byte))
-        self._free_ns = max(now_ns, self._free_ns) + service_ns
-        self.busy_ns += service_ns
-        return self._free_ns + self._latency_ns
+        service_ns = max(by_count, work.size_bytes * self._ns_per_byte)
+        self._free_ns = max(float(now_ns), self._free_ns) + service_ns
+        self._busy_ns += service_ns
+        return math.ceil(self._free_ns) + self._latency_ns
 
 
 def _is_steady(model: DeviceModel) -> bool:

@@ -22,6 +22,7 @@ from kvtier.chain import (
 )
 from kvtier.chain.driver import Index
 from kvtier.directory import ObjectDirectory
+from kvtier.emulator.host import Host
 from kvtier.emulator.loop import VirtualLoop
 from kvtier.emulator.station import Route, Station, Work
 from kvtier.emulator.timeline import Event, Timeline
@@ -57,7 +58,9 @@ class VirtualDriver(ChainDriver):
         directory: says which pages the origin has.
         page_bytes: bytes of a page.
         timeline: virtual time, which drivers may share.
-        stations: those of the routes, by name, for reports.
+        stations: those of the routes but the host, by name, for reports.
+        staging: what copies out of staging pass; no station: they take no time.
+        host: passed by every batch before it starts, or None.
     """
 
     def __init__(
@@ -69,12 +72,16 @@ class VirtualDriver(ChainDriver):
         page_bytes: int,
         timeline: Timeline,
         stations: Mapping[str, Station],
+        staging: Route,
+        host: Host | None = None,
     ) -> None:
         super().__init__(chain, indexes)
         self.measurements = measurements_by_purpose(len(routes))
         self.routes = tuple(routes)
         self.stations = stations
         self.timeline = timeline
+        self._staging = staging
+        self.host = host
         self._directory = directory
         self._page_bytes = page_bytes
         self._batches: dict[int, _Batch] = {}
@@ -106,6 +113,11 @@ class VirtualDriver(ChainDriver):
                 return np.full(len(page_ids), PageStatus.LATE, np.uint8)
         return self.chain.expire(read) if read.unresolved else read.status
 
+    async def prepare(self, requests: int) -> None:
+        """Let the time pass that it takes to collect the batches of so many requests."""
+        if self.host is not None:
+            await self._reach(self.host.prepare(self.timeline.now_ns, requests))
+
     async def submit(
         self,
         page_ids: U64,
@@ -135,8 +147,10 @@ class VirtualDriver(ChainDriver):
         payload: U8 | None,  # noqa: ARG002  # the interface of all drivers
     ) -> None:
         """Fill the tiers with new objects' pages."""
+        start_ns = self.timeline.now_ns
+        await self._pass_host()
         write, actions = self.chain.write(page_ids, objects)
-        self._batches[write.epoch] = _Batch(write, self.timeline.now_ns)
+        self._batches[write.epoch] = _Batch(write, start_ns)
         self.perform(actions)
         await self._until(lambda: write.epoch not in self._batches)
 
@@ -149,7 +163,7 @@ class VirtualDriver(ChainDriver):
                 arrived.set_result(None)
 
         firsts = np.zeros(len(pages), np.uint64)
-        self._travel(len(self.routes) - 1, firsts, pages, end, is_write=True)
+        self._travel(self.routes[-1], firsts, pages, end, is_write=True)
         await arrived
 
     async def drain(self) -> None:
@@ -189,6 +203,7 @@ class VirtualDriver(ChainDriver):
         parts: Parts | None = None,
     ) -> Read:
         start_ns = self.timeline.now_ns
+        await self._pass_host()
         if self.chain.room_pages < len(page_ids) or self._gate.locked():
             async with self._gate:  # first come, first
                 await self._until(lambda: self.chain.room_pages >= len(page_ids))
@@ -199,6 +214,22 @@ class VirtualDriver(ChainDriver):
         self.perform(actions)
         batch.settle()
         return read
+
+    async def _pass_host(self) -> None:
+        """Wait until the host's software has begun a batch."""
+        if self.host is not None:
+            await self._reach(self.host.begin(self.timeline.now_ns))
+
+    async def _reach(self, t_ns: int) -> None:
+        """Wait until ``t_ns``."""
+        reached = _future()
+
+        def reach() -> None:
+            if not reached.done():
+                reached.set_result(None)
+
+        self.timeline.at(t_ns, reach)
+        await reached
 
     async def _finish(self, read: Read) -> None:
         """Wait for a batch; who leaves before its end is not answered any more."""
@@ -220,14 +251,16 @@ class VirtualDriver(ChainDriver):
     # -- actions ------------------------------------------------------------------------------
 
     def copy(self, action: Copy) -> Iterable[Action]:
-        """Pages of a memory tier take the time of its device; those in staging are there."""
-        if action.flight is not None and action.flight.buffer >= 0:
+        """Pages take the time of the memory that they are in: a tier's, or that of staging."""
+        in_staging = action.flight is not None and action.flight.buffer >= 0
+        route = self._staging if in_staging else self.routes[action.level]
+        if not route.reads:
             return self._copied(action)
 
         def end() -> None:
             self.perform(self._copied(action))
 
-        self._travel(action.level, action.sources, None, end, is_write=False)
+        self._travel(route, action.sources, None, end, is_write=False)
         return ()
 
     def fill(self, action: Fill) -> Iterable[Action]:
@@ -236,7 +269,7 @@ class VirtualDriver(ChainDriver):
         def end() -> None:
             self.perform(self.chain.filled(action))
 
-        self._travel(action.level, action.slots, None, end, is_write=True)
+        self._travel(self.routes[action.level], action.slots, None, end, is_write=True)
         return ()
 
     def fetch(self, action: Fetch) -> None:
@@ -255,7 +288,7 @@ class VirtualDriver(ChainDriver):
                 for batch in self._batches.values():
                     batch.settle()
 
-        self._travel(action.level, issued.first, issued.count, end, is_write=False)
+        self._travel(self.routes[action.level], issued.first, issued.count, end, is_write=False)
 
     def complete(self, action: Complete) -> None:
         """Note how long the batch took."""
@@ -279,9 +312,8 @@ class VirtualDriver(ChainDriver):
     # -- virtual time -------------------------------------------------------------------------
 
     def _travel(
-        self, level: int, locations: U64 | I64, pages: I64 | None, end: Event, *, is_write: bool
+        self, route: Route, locations: U64 | I64, pages: I64 | None, end: Event, *, is_write: bool
     ) -> None:
-        route = self.routes[level]
         if route.first_slot:
             locations = locations + locations.dtype.type(route.first_slot)
         work = Work(locations, pages, self._page_bytes, is_write)

@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Final
 
 from kvtier.emulator.device import ModelledDevice
+from kvtier.emulator.host import Host
 from kvtier.emulator.station import Route, Station
 from kvtier.emulator.topology import Topology
-from kvtier.settings import DeviceModel, Settings, default_model, device_names
+from kvtier.settings import DeviceModel, Settings, default_model, device_names, gpus_of
 
 _ISSUED: Final = ("nvme", "origin")
 """Levels whose operations somebody must issue; the others are memory."""
@@ -25,6 +26,10 @@ class Machine:
 
     Raises:
         SettingsError: the topology has no way from a level to a GPU.
+
+    Attributes:
+        hosts: the software of each GPU's process, which has a core of its own; None: it takes no
+            time.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -33,6 +38,10 @@ class Machine:
         self._slots: dict[str, int] = {
             tier.name: tier.capacity_bytes // settings.page_bytes for tier in settings.tiers
         }
+        self.hosts = [
+            None if settings.host is None else Host(settings.host)
+            for _ in gpus_of(settings.topology)
+        ]
         self._names: dict[str, tuple[str, ...]] = {}
         self._devices: dict[str, Station] = {}
         for tier in settings.tiers:
@@ -50,6 +59,14 @@ class Machine:
         """The way of every level's pages to a GPU, given by its number, in the chain's order."""
         return [self._route(level, gpu) for level in self._names]
 
+    def staging(self, gpu: int) -> Route:
+        """The way of pages out of staging, which lies in the memory of the first tier."""
+        memory = next((level for level in self._names if level not in _ISSUED), None)
+        device = () if memory is None else (self._devices[self._names[memory][gpu]],)
+        host = self.hosts[gpu]
+        route = Route(device, ())
+        return route if host is None else route.behind(host.copies, host.copies)
+
     def _add_devices(self, level: str, model: DeviceModel) -> None:
         self._names[level] = device_names(self._settings, level)
         for number, name in enumerate(dict.fromkeys(self._names[level])):
@@ -65,4 +82,15 @@ class Machine:
             route = self._topology.route(level, device, is_device=level in _ISSUED, gpu=gpu)
         # Caches share a device, not its pages: each has a part of it. The origin's are shared.
         before = names[:gpu].count(names[gpu])
-        return replace(route, first_slot=before * self._slots.get(level, 0))
+        route = replace(route, first_slot=before * self._slots.get(level, 0))
+        return self._behind_host(route, level, gpu)
+
+    def _behind_host(self, route: Route, level: str, gpu: int) -> Route:
+        host = self.hosts[gpu]
+        if host is None:
+            return route
+        if level in _ISSUED:
+            return route.behind(host.devices, host.devices)
+        # Who reads slots of a first tier in memory copies hits, which belong to their batch.
+        is_first = level == next(iter(self._names))
+        return route.behind(host.hits if is_first else host.copies, host.copies)

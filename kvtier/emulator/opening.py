@@ -86,7 +86,8 @@ def _open(
     routes = [machine.routes(gpu) for gpu in range(len(directories))]
     contents = OriginContents(objects)
     emulators = []
-    for gpu, directory, ways in zip(gpus_of(settings.topology), directories, routes, strict=True):
+    gpus = gpus_of(settings.topology)
+    for number, (gpu, directory, ways) in enumerate(zip(gpus, directories, routes, strict=True)):
         indexes = [
             create_index(tier.capacity_bytes // settings.page_bytes, tier.ways, settings.seed)
             for tier in settings.tiers
@@ -99,6 +100,8 @@ def _open(
             settings.page_bytes,
             timeline,
             machine.stations,
+            machine.staging(number),
+            machine.hosts[number],
         )
         origin = None if settings.origin is None else ModelledOrigin(contents, driver)
         emulators.append(Emulator(gpu, driver, directory, origin))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 from kvtier.emulator.timeline import Event, Timeline
@@ -85,9 +85,13 @@ class Route:
         first_slot: where the GPU's share begins of a device that several GPUs share.
     """
 
-    reads: tuple[Station, ...]
-    writes: tuple[Station, ...]
+    reads: tuple[Server, ...]
+    writes: tuple[Server, ...]
     first_slot: int = 0
+
+    def behind(self, for_reads: Server, for_writes: Server) -> Route:
+        """The same route, with a station that work passes first."""
+        return replace(self, reads=(for_reads, *self.reads), writes=(for_writes, *self.writes))
 
     def travel(self, timeline: Timeline, work: Work, arrived: Event) -> None:
         """Send work from now on through every station, and then let ``arrived`` happen."""

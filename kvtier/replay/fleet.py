@@ -86,3 +86,15 @@ def merged_meter(gpus: Sequence[Gpu], clock: Clock) -> RequestMeter:
     for gpu in gpus:
         whole.merge(gpu.meter)
     return whole
+
+
+def busy_seconds(caches: Sequence[TieredCache[VirtualDriver]]) -> dict[str, float]:
+    """How long every device and link was occupied, and the host's software of each GPU."""
+    stations = caches[0].driver.stations
+    busy_s = {name: station.busy_ns / 1e9 for name, station in stations.items()}
+    for number, cache in enumerate(caches):
+        host = cache.driver.host
+        if host is not None:
+            name = "host" if len(caches) == 1 else f"host ({number})"
+            busy_s[name] = host.busy_ns / 1e9
+    return busy_s

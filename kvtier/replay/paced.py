@@ -200,6 +200,8 @@ class PacedDrive:
                     page_ids.setdefault(step.purpose, []).append(step.page_ids)
                 case Writes() as step:
                     self._spawn(self._write(active, step))
+        if readers:
+            await self._cache.driver.prepare(sum(map(len, readers.values())))
         for purpose, owners in readers.items():
             await self._read(owners, page_ids[purpose], purpose)
 

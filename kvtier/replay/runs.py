@@ -19,6 +19,7 @@ from kvtier.opening import open_cache
 from kvtier.replay.arena import Arena
 from kvtier.replay.fleet import (
     Gpu,
+    busy_seconds,
     drive_together,
     merged_measured,
     merged_meter,
@@ -132,7 +133,7 @@ def simulate_trace(
         replace(
             run,
             engines=["modelled"] * len(settings.tiers),
-            busy_s={name: one.busy_ns / 1e9 for name, one in driver.stations.items()},
+            busy_s=busy_seconds(caches),
             loads={name: one.load for name, one in driver.stations.items()},
         )
     )

@@ -11,6 +11,7 @@ from kvtier.clock import VirtualClock
 from kvtier.emulator import Timeline, VirtualLoop
 from kvtier.replay.fleet import (
     Gpu,
+    busy_seconds,
     drive_together,
     merged_measured,
     merged_meter,
@@ -176,7 +177,6 @@ def simulate_serving(
         )
     ]
     counters, measurements = merged_measured([gpu.measured for gpu in gpus])
-    devices = {name: one.busy_ns / 1e9 for name, one in driver.stations.items()}
     return to_result(
         Run(
             mode="simulate",
@@ -190,7 +190,7 @@ def simulate_serving(
             counters=counters,
             measurements=measurements,
             series=series,
-            busy_s={**servers.busy_s, **devices},
+            busy_s={**servers.busy_s, **busy_seconds(caches)},
             loads={name: one.load for name, one in driver.stations.items()},
             verifier=None,
             notes={},

@@ -101,6 +101,7 @@ class Waves:
         self._after_round()
 
     async def _wave(self, steps: Sequence[Step]) -> None:
+        await self._cache.driver.prepare(len(steps))
         reads: dict[Purpose, list[U64]] = {purpose: [] for purpose in Purpose}
         for step in steps:
             if isinstance(step, Reads):

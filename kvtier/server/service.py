@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from kvtier.backend import Backend
+from kvtier.clock import WallClock
 from kvtier.registry import open_backend
 from kvtier.server.limits import ServerLimits
 from kvtier.server.listener import serve
 from kvtier.settings import OriginSettings
+from kvtier.wrappers import wrapped
 
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
@@ -27,8 +29,12 @@ async def run(
     *,
     token: str | None = None,
 ) -> None:
-    """Open the backend that ``origin`` names and export it, as :func:`run_server` does."""
+    """Open the backend that ``origin`` names, with its wrappers, and export it.
+
+    Arguments and errors are those of :func:`run_server`.
+    """
     backend = await open_backend(origin.backend, origin.options, page_bytes)
+    backend = wrapped(backend, origin, page_bytes, seed=1, clock=WallClock()) or backend
     try:
         await run_server(backend, host, port, page_bytes=page_bytes, ready=ready, token=token)
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import Final, NamedTuple, get_args
@@ -16,6 +17,7 @@ from kvtier.settings.presets import flash_model
 from kvtier.settings.values import (
     ChainSettings,
     DeviceModel,
+    HostSettings,
     OriginSettings,
     ReplaySettings,
     Settings,
@@ -65,6 +67,8 @@ def find_problems(settings: Settings) -> Iterator[Problem]:
         yield from _tier_problems(tier, settings.page_bytes)
     if settings.origin is not None:
         yield from _extent_problems("origin", settings.origin)
+        if settings.origin.latency is not None:
+            yield from _model_problems("origin.latency", settings.origin.latency)
     yield from _replay_problems(settings.replay)
     yield from _chain_problems(settings.chain)
     yield from _buffer_problems(settings)
@@ -73,6 +77,8 @@ def find_problems(settings: Settings) -> Iterator[Problem]:
     yield from _compute_problems(settings.compute)
     if settings.replay.drive == "serving":
         yield from _serving_problems(settings)
+    if settings.host is not None:
+        yield from _host_problems(settings.host)
 
 
 def _level_problems(settings: Settings) -> Iterator[Problem]:
@@ -195,6 +201,21 @@ def _throttle_problems(prefix: str, model: DeviceModel) -> Iterator[Problem]:
     yield from _outside(f"{prefix}.sustained_iops", model.sustained_iops, 1, 1e15)
     yield from _given_outside(f"{prefix}.burst", model.burst, 1, _COUNT_MAX)
     yield from _given_outside(f"{prefix}.refill", model.refill_s, 1e-6, 3600, format_seconds)
+    if model.refill_s is None:
+        return
+    step = model.sustained_iops * model.refill_s
+    if step > _COUNT_MAX:
+        yield Problem(
+            f"{prefix}.refill",
+            f"{prefix}.refill is {format_seconds(model.refill_s)}: a step of {step:.3g} operations "
+            f"at {prefix}.sustained_iops is more than {_COUNT_MAX}; lower one of the two",
+        )
+    elif model.burst is not None and model.burst < math.floor(step):
+        yield Problem(
+            f"{prefix}.burst",
+            f"{prefix}.burst is {model.burst}: it must hold one step of the throttle, "
+            f"{math.floor(step)} operations (sustained_iops x refill); raise it or leave it out",
+        )
 
 
 def _replay_problems(replay: ReplaySettings) -> Iterator[Problem]:
@@ -288,6 +309,12 @@ def _topology_problems(settings: Settings) -> Iterator[Problem]:
     levels = [tier.name for tier in settings.tiers]
     there = levels if settings.origin is None else [*levels, "origin"]
     yield from (Problem(*finding) for finding in way_problems(topology, there))
+
+
+def _host_problems(host: HostSettings) -> Iterator[Problem]:
+    for field in fields(host):
+        key = f"host.{field.name.removesuffix('_s')}"
+        yield from _outside(key, getattr(host, field.name), 0, 3600, format_seconds)
 
 
 def _buffer_problems(settings: Settings) -> Iterator[Problem]:

@@ -107,6 +107,7 @@ class OriginSettings:
         options: what its ``open`` gets.
         write: whether written objects are put there before a write is done.
         merge_gap_pages, extent_pages_max, model: as in :class:`TierSettings`.
+        latency: a device that the backend is slowed down to on the wall clock; None: as it is.
     """
 
     backend: str
@@ -115,6 +116,7 @@ class OriginSettings:
     merge_gap_pages: int = 0
     extent_pages_max: int = 32
     model: DeviceModel | None = None
+    latency: DeviceModel | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +235,30 @@ class TopologySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class HostSettings:
+    """What the host's software takes in virtual time: one thing after the other, as on one core.
+
+    ``kvtier calibrate`` measures it. The work before and after an operation counts together.
+
+    Attributes:
+        batch_s: of a batch of the chain, and of the copy of what the first memory has of it.
+        copy_s: of any other copy between memories: to the caller, or into a tier in memory.
+        page_s: of each page that is copied.
+        device_batch_s: of operations given to a device or the origin together.
+        operation_s: of each of them.
+        request_s: of each batch that a request asks for, before it joins one of the chain: what
+            drives the requests takes it.
+    """
+
+    batch_s: float = 0.0
+    copy_s: float = 0.0
+    page_s: float = 0.0
+    device_batch_s: float = 0.0
+    operation_s: float = 0.0
+    request_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything a run needs to know.
 
@@ -246,6 +272,7 @@ class Settings:
             model alone.
         compute: the GPUs that the model runs on in a drive ``serving``.
         serving: how that drive spreads its work.
+        host: what its software takes in virtual time; None: nothing.
     """
 
     page_bytes: int = PAGE_BYTES_DEFAULT
@@ -258,3 +285,4 @@ class Settings:
     topology: TopologySettings | None = None
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     serving: ServingSettings = field(default_factory=ServingSettings)
+    host: HostSettings | None = None

@@ -23,10 +23,12 @@ from kvtier.report.schema import check_sums
 from kvtier.server import serve
 from kvtier.settings import (
     ChainSettings,
+    DeviceModel,
     OriginSettings,
     ReplaySettings,
     Settings,
     TierSettings,
+    validate,
 )
 
 MIB = 1 << 20
@@ -299,3 +301,28 @@ def test_a_read_only_origin_that_lacks_the_object_is_refused(tmp_path: Path) -> 
 
     with pytest.raises(SettingsError, match="lacks object b'graph' of 3000 pages"):
         asyncio.run(served())
+
+
+# -- a slower origin -------------------------------------------------------------------------------
+
+
+def test_an_origin_is_slowed_down_to_a_device_and_nothing_else_changes(trace: Path) -> None:
+    slow = DeviceModel(latency_s=2e-3, iops=1e6, bytes_per_s=1e12)
+    settings = small(tiers=(TierSettings("dram", MIB),))
+    slowed = replace(settings, origin=OriginSettings("memory", latency=slow))
+    plain, result = replay(trace, settings), replay(trace, slowed)
+    assert decisions(result) == decisions(plain)
+    assert check_sums(result) == []
+    assert result["verify"]["corrupt_pages"] == 0
+    assert result["origin"]["hits"] > 0
+    # The histogram's bins are a few percent wide.
+    assert result["origin"]["latency_us"]["p50"] >= 0.95 * 2000
+    assert result["config"]["origin"]["latency"]["latency_s"] == 2e-3
+
+
+@pytest.mark.parametrize("figures", [{"iops": 0.0}, {"latency_s": -1.0}])
+def test_a_latency_out_of_range_is_refused(figures: dict[str, float]) -> None:
+    model = replace(DeviceModel(1e-3, 1e6, 1e9), **figures)  # type: ignore[arg-type]
+    with pytest.raises(SettingsError) as refusal:
+        validate(small(origin=OriginSettings("memory", latency=model)))
+    assert str(refusal.value).startswith("origin.latency.")

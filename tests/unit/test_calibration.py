@@ -9,8 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from kvtier.calibration import Calibration, Load, Operations, closed_loop, predict
+from kvtier.calibration import (
+    Calibration,
+    Load,
+    Operations,
+    calibrate,
+    calibrating,
+    closed_loop,
+    predict,
+)
+from kvtier.calibration.explaining import explain
 from kvtier.calibration.fitting import compare, fit_model
 from kvtier.calibration.host import HostCost, measure_host
 from kvtier.calibration.load import run_load
@@ -27,13 +38,24 @@ from kvtier.calibration.writing import describe_load, to_mapping, to_text, to_to
 from kvtier.errors import DeviceError, SettingsError
 from kvtier.io.file import open_file
 from kvtier.jit import JIT_DISABLED
-from kvtier.settings import DeviceModel, load_settings
+from kvtier.settings import (
+    DeviceModel,
+    HostSettings,
+    OriginSettings,
+    Settings,
+    TierSettings,
+    load_settings,
+    validate,
+)
 
 PAGE_BYTES = 4096
 DRIVE = DeviceModel(80e-6, 5e5, 3e9, tail_latency_s=150e-6)
 GUEST = DeviceModel(24e-6, 7e4, 9e8, tail_latency_s=40e-6, batch=128)
 WRITER = replace(GUEST, write_latency_s=15e-6, write_iops=1.5e5, write_bytes_per_s=2e9)
 THROTTLED = replace(DRIVE, sustained_iops=2e4, burst=100_000)
+
+HOST = HostSettings(1.25e-4, 1.5e-4, 6.5e-7, 7.11e-4, 4.76e-6)
+ORIGIN = DeviceModel(2e-4, 1e5, 5e9)
 
 compiled = pytest.mark.skipif(JIT_DISABLED, reason="minutes as plain Python")
 
@@ -125,6 +147,16 @@ def test_a_throttle_is_found_with_its_burst_and_its_steps(refill_s: float | None
 
 
 @compiled
+def test_a_fitted_throttle_lets_a_whole_step_through_at_once() -> None:
+    throttle = Throttle(peak_iops=8e4, sustained_iops=2e4, burst=10, refill_s=10e-3)
+    model = fit_model(measured(replace(DRIVE, sustained_iops=2e4)), throttle)
+    assert model.burst is not None
+    assert model.sustained_iops is not None
+    assert model.refill_s is not None
+    assert model.burst >= model.sustained_iops * model.refill_s
+    validate(Settings(tiers=(TierSettings("nvme", 1 << 20, model=model),)))
+
+
 def test_a_throttle_that_later_loads_exceed_was_none() -> None:
     moment = Throttle(peak_iops=7e4, sustained_iops=4e4, burst=1000, refill_s=None)
     assert fit_model(measured(GUEST), moment) == fit_model(measured(GUEST), None)
@@ -268,11 +300,46 @@ def test_loads_are_measured_in_turns_and_reported(target: Target) -> None:
         assert 0 < each.latency_p50_s <= each.latency_p99_s
 
 
-def test_what_the_host_adds_is_never_negative(target: Target) -> None:
-    slow = DeviceModel(1.0, 1.0, 1e9)
-    assert measure_host(target, slow, PAGE_BYTES, 0.05, _rng()) == HostCost(0.0, 0.0)
-    fast = DeviceModel(0.0, 1e15, 1e18)
-    assert measure_host(target, fast, PAGE_BYTES, 0.05, _rng()).batch_s > 0
+def test_what_the_host_takes_is_measured_and_never_negative(tmp_path: Path) -> None:
+    cost = measure_host(tmp_path, WRITER, PAGE_BYTES, 0.3, _rng())
+    terms = [getattr(cost.host, name) for name in HostSettings.__slots__]
+    assert min(terms) >= 0
+    assert cost.host.batch_s > 0
+    assert cost.origin.latency_s > 0
+    assert cost.origin.iops > 0
+    assert list(tmp_path.iterdir()) == []
+    validate(Settings(origin=OriginSettings("file", model=cost.origin), host=cost.host))
+
+
+@compiled
+def test_where_nothing_can_be_written_the_host_is_left_out_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrating.os, "access", lambda path, mode: False)
+    path = tmp_path / "pages"
+    path.write_bytes(bytes(SIZE_BYTES_MIN))
+    told: list[str] = []
+    found = calibrate(path, seconds=1, notify=told.append)
+    assert found.host is None
+    assert any("cannot be written: the host is not measured" in each for each in told)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@given(
+    st.lists(st.floats(0, 1e-3), min_size=3, max_size=3),
+    st.integers(0, 2**32 - 1),
+)
+def test_sums_of_terms_are_taken_apart_again(terms: list[float], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, 50, (12, 3)).astype(np.float64) + np.eye(12, 3) * 100
+    taken = counts @ np.array(terms)
+    assert explain(counts, taken, np.ones(12)) == pytest.approx(terms, rel=1e-6, abs=1e-12)
+
+
+def test_no_term_is_below_zero_and_the_rest_is_still_explained_best() -> None:
+    counts = np.array([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]])
+    assert explain(counts, np.array([3.0, 2.0, 1.0]), np.ones(3)) == pytest.approx([2.0, 0.0])
+    assert explain(counts, np.zeros(3), np.ones(3)) == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -336,6 +403,23 @@ def test_the_settings_that_are_written_hold_the_model(model: DeviceModel, tmp_pa
     assert settings.page_bytes == 8192
     assert settings.tiers[0].model == model
     assert settings.tiers[0].capacity_bytes == 1 << 30
+    assert settings.host is not None
+    found = [getattr(settings.host, name) for name in HostSettings.__slots__]
+    assert found == pytest.approx([getattr(HOST, name) for name in HostSettings.__slots__])
+    assert settings.origin is not None
+    assert settings.origin.backend == "file"
+    assert settings.origin.model == ORIGIN
+
+
+def test_what_was_not_measured_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "device.toml"
+    path.write_text(to_toml(replace(calibration(GUEST), host=None)))
+    settings = load_settings(path)
+    assert settings.host is None
+    assert settings.origin is not None
+    assert settings.origin.model is None
+    assert "was not measured" in path.read_text()
+    assert to_mapping(replace(calibration(GUEST), host=None))["host"] is None
 
 
 def test_the_settings_say_what_was_measured_and_how_well_it_fits() -> None:
@@ -365,7 +449,7 @@ def calibration(model: DeviceModel) -> Calibration:
     return Calibration(
         model=model,
         fits=tuple(compare(model, [summarise(load, [predict(GUEST, load, 3)])], rounds=20)),
-        host=HostCost(1e-4, 1e-6),
+        host=HostCost(HOST, ORIGIN, 0.1),
         device="ext4 on /dev/vda",
         direct=False,
         size_bytes=1 << 30,

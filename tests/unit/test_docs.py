@@ -16,6 +16,7 @@ from kvtier.settings import (
     ChainSettings,
     ComputeSettings,
     DeviceModel,
+    HostSettings,
     LinkSettings,
     OriginSettings,
     ReplaySettings,
@@ -49,6 +50,7 @@ def test_every_setting_is_documented() -> None:
         LinkSettings,
         ComputeSettings,
         ServingSettings,
+        HostSettings,
     )
     keys = {toml_key(field.name) for kind in kinds for field in dataclasses.fields(kind)}
     assert keys - {"name"} - documented == set()

@@ -1,5 +1,6 @@
 """Devices in virtual time, beside what a plain Python queue does."""
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -54,6 +55,15 @@ def test_a_plain_model_as_a_queue_of_operations_is_the_closed_form(
         batch = work(operations)
         assert queue.serve(now_ns, batch) == pytest.approx(steady.serve(now_ns, batch), abs=1)
     assert queue.busy_ns == steady.busy_ns
+
+
+def test_single_pages_pass_a_fast_device_at_its_rate() -> None:
+    pages = 10_000
+    device = SteadyDevice(DeviceModel(0.0, 3.8e9, 518e6 * PAGE_BYTES))
+    ends = [device.serve(0, work(1)) for _ in range(pages)]
+    assert ends[-1] == math.ceil(pages / 518e6 * 1e9)
+    assert all(end >= (number + 1) / 518e6 * 1e9 for number, end in enumerate(ends))
+    assert device.busy_ns == round(pages / 518e6 * 1e9)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +248,14 @@ def test_no_work_takes_no_time() -> None:
         ({"sustained_iops": 0.0}, "sustained_iops is 0.0"),
         ({"sustained_iops": 1.0, "burst": 0}, "burst is 0"),
         ({"sustained_iops": 1.0, "refill_s": 0.0}, "refill is 0 ns"),
+        (
+            {"sustained_iops": 1e4, "refill_s": 10e-3, "burst": 99},
+            "burst is 99: it must hold one step of the throttle, 100 operations",
+        ),
+        (
+            {"sustained_iops": 1e9, "refill_s": 3600.0},
+            "refill is 60 min: a step of 3.6e+12 operations",
+        ),
         ({"write_latency_s": -1.0}, "write_latency is"),
         ({"write_iops": 0.0}, "write_iops is 0.0"),
         ({"write_bytes_per_s": 0.0}, "write_bandwidth is 0 B/s"),

@@ -1,0 +1,6 @@
+"""Backends around other backends: each is one itself, and passes the same contract suite."""
+
+from kvtier.wrappers.wrapper import Wrapper
+from kvtier.wrappers.wrapping import wrapped
+
+__all__ = ["Wrapper", "wrapped"]
