@@ -42,6 +42,7 @@ def replay(arguments: argparse.Namespace) -> Exit:
             limit=arguments.limit,
             progress=progress.update,
             notify=progress.notify,
+            events=arguments.events_out,
         )
         result = run_async(run)
     return _deliver(_named(result, arguments.name), arguments.json, arguments.html)
@@ -60,6 +61,7 @@ def simulate(arguments: argparse.Namespace) -> Exit:
             limit=arguments.limit,
             progress=progress.update,
             notify=progress.notify,
+            events=arguments.events,
         )
     return _deliver(_named(result, arguments.name), arguments.json, arguments.html)
 

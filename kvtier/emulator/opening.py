@@ -11,10 +11,11 @@ from kvtier.directory import ObjectDirectory
 from kvtier.emulator.device import ModelledDevice
 from kvtier.emulator.driver import VirtualDriver
 from kvtier.emulator.origin import ModelledOrigin
+from kvtier.emulator.repeating import RepeatingDriver
 from kvtier.emulator.station import Route, Station
 from kvtier.emulator.timeline import Timeline
 from kvtier.emulator.topology import Topology
-from kvtier.index import create_index
+from kvtier.index import PageIndex, create_index
 from kvtier.settings import DeviceModel, Settings, default_model, validate
 
 _ISSUED: Final = ("nvme", "origin")
@@ -39,14 +40,10 @@ def open_emulator(
         SettingsError: a setting is wrong, or the topology has no way to a level.
     """
     validate(settings)
-    indexes = [
-        create_index(tier.capacity_bytes // settings.page_bytes, tier.ways, settings.seed)
-        for tier in settings.tiers
-    ]
     routes, stations = _machine(settings)
     driver = VirtualDriver(
         build_chain(settings),
-        indexes,
+        _indexes(settings),
         routes,
         directory,
         settings.page_bytes,
@@ -56,6 +53,43 @@ def open_emulator(
     if settings.origin is None:
         return driver, None
     return driver, ModelledOrigin(objects, driver)
+
+
+def open_repetition(
+    settings: Settings,
+    clock: VirtualClock,
+    *,
+    origin_extent_pages_max: int,
+    origin_batch_extents_max: int,
+) -> RepeatingDriver:
+    """Levels as ``settings`` describe them, in virtual time, that are told what a log says.
+
+    Args:
+        settings: checked first; a level without a model takes its preset.
+        clock: the virtual time.
+        origin_extent_pages_max: most pages that the logged origin took as one extent.
+        origin_batch_extents_max: most extents that it took in one read.
+
+    Raises:
+        SettingsError: a setting is wrong, or the topology has no way to a level.
+    """
+    validate(settings)
+    routes, stations = _machine(settings)
+    chain = build_chain(
+        settings,
+        origin_extent_pages_max=origin_extent_pages_max,
+        origin_batch_extents_max=origin_batch_extents_max,
+    )
+    return RepeatingDriver(
+        chain, _indexes(settings), routes, settings.page_bytes, Timeline(clock), stations
+    )
+
+
+def _indexes(settings: Settings) -> list[PageIndex]:
+    return [
+        create_index(tier.capacity_bytes // settings.page_bytes, tier.ways, settings.seed)
+        for tier in settings.tiers
+    ]
 
 
 def _machine(settings: Settings) -> tuple[list[Route], Mapping[str, Station]]:

@@ -49,6 +49,7 @@ class Run:
         loads: in virtual time, what each of them let through.
         verifier: None where no bytes moved.
         notes: of the environment (O_DIRECT or page cache, …).
+        events: the event log that the run wrote or repeated.
     """
 
     mode: str
@@ -66,6 +67,7 @@ class Run:
     loads: Mapping[str, ReadLoad] | None
     verifier: Verifier | None
     notes: Mapping[str, Any]
+    events: Mapping[str, str] | None = None
 
 
 def to_result(run: Run) -> dict[str, Any]:
@@ -87,7 +89,7 @@ def to_result(run: Run) -> dict[str, Any]:
         "seed": settings.seed,
         "duration_s": run.duration_s,
         "warmup": None,
-        "drive": _drive(settings.replay, run.pace),
+        "drive": {**_drive(settings.replay, run.pace), "events": run.events},
         "requests": dict(run.requests),
         "demand": whole["demand"],
         "batches": whole["batches"],

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kvtier.cache import TieredCache
+from kvtier.cache import Driver, TieredCache
+from kvtier.chain import Chain
 from kvtier.clock import Clock, VirtualClock, WallClock
 from kvtier.directory import ObjectDirectory
-from kvtier.emulator import VirtualLoop, open_emulator
+from kvtier.emulator import VirtualLoop, open_emulator, open_repetition
+from kvtier.emulator.repeating import RepeatingDriver
+from kvtier.events import EventLog, RecordingChain, open_event_log
 from kvtier.opening import open_cache
 from kvtier.replay.arena import Arena
+from kvtier.replay.logged import check_can_log, describe_log, new_header, open_fitting_log
 from kvtier.replay.meter import RequestMeter
 from kvtier.replay.paced import Pace, PacedDrive
 from kvtier.replay.payload import Verifier
 from kvtier.replay.prepare import is_temporary, prepared_origin, temporary_origin
+from kvtier.replay.repeated import RepeatedDrive
 from kvtier.replay.result import Run, level_names, to_result
 from kvtier.replay.series import Series
 from kvtier.replay.waves import Waves
@@ -41,7 +47,13 @@ _BATCHES_AT_ONCE = 4
 
 
 async def replay_trace(
-    path: Path, settings: Settings, *, limit: int | None, progress: Progress, notify: Notify
+    path: Path,
+    settings: Settings,
+    *,
+    limit: int | None,
+    progress: Progress,
+    notify: Notify,
+    events: Path | None = None,
 ) -> Mapping[str, Any]:
     """Drive a trace into a real cache.
 
@@ -53,6 +65,7 @@ async def replay_trace(
         limit: requests to take, None for all.
         progress: called with requests done and requests in all.
         notify: called with one line on what the run will take, and what it prepares.
+        events: where to log the order of completions, for a simulation to repeat.
 
     Returns:
         The result (docs/json.md). A cancelled run returns what was measured so far, with
@@ -63,6 +76,8 @@ async def replay_trace(
     """
     validate(settings)
     check_machine(settings)
+    if events is not None:
+        check_can_log(settings)
     workload = load_workload(path, settings, limit, scaled=True)
     notify(workload.summary(settings))
     async with AsyncExitStack() as stack:
@@ -71,24 +86,46 @@ async def replay_trace(
             settings = await stack.enter_async_context(temporary_origin(settings, stored))
         origin = await stack.enter_async_context(prepared_origin(settings, workload.trace, notify))
         clock = WallClock()
-        cache = await stack.enter_async_context(open_cache(settings, clock=clock, origin=origin))
+        log = logged = None
+        make_chain: Callable[..., Chain] = Chain
+        if events is not None:
+            header = new_header(workload, settings, origin)
+            log = stack.enter_context(open_event_log(events, header))
+            logged = describe_log(events, header)
+            make_chain = partial(RecordingChain, log)
+        cache = await stack.enter_async_context(
+            open_cache(settings, clock=clock, origin=origin, make_chain=make_chain)
+        )
         verifier = Verifier(
             settings.replay.verify_share,
             cache.catalogue.directory,
             np.random.default_rng(settings.seed),
         )
-        run = await _drive(workload, settings, cache, clock, verifier, progress)
+        run = await _drive(workload, settings, cache, clock, verifier, progress, log)
+        if log is not None:
+            log.last(cache.driver.chain.counters, complete=run.complete)
         tiers = cache.driver.tiers
         direct = {tier.name: tier.direct for tier in tiers if isinstance(tier, NvmeTier)}
-        return to_result(
-            replace(run, engines=[tier.engine for tier in tiers], notes={"o_direct": direct})
-        )
+        engines = [tier.engine for tier in tiers]
+        return to_result(replace(run, engines=engines, notes={"o_direct": direct}, events=logged))
 
 
 def simulate_trace(
-    path: Path, settings: Settings, *, limit: int | None, progress: Progress, notify: Notify
+    path: Path,
+    settings: Settings,
+    *,
+    limit: int | None,
+    progress: Progress,
+    notify: Notify,
+    events: Path | None = None,
 ) -> Mapping[str, Any]:
-    """Drive a trace in virtual time; arguments and result as of :func:`replay_trace`."""
+    """Drive a trace in virtual time; arguments and result as of :func:`replay_trace`.
+
+    ``events`` is a log that a replay wrote, of the same trace and settings: its order of
+    completions is repeated, and so are all decisions.
+    """
+    if events is not None:
+        return _repeat_trace(path, settings, events, limit, progress, notify)
     workload = load_workload(path, settings, limit, scaled=False)
     check_simulation(workload)
     notify(workload.summary(settings))
@@ -111,6 +148,48 @@ def simulate_trace(
     )
 
 
+def _repeat_trace(
+    path: Path,
+    settings: Settings,
+    events: Path,
+    limit: int | None,
+    progress: Progress,
+    notify: Notify,
+) -> Mapping[str, Any]:
+    """Repeat a log in virtual time; blocks have as many pages as in a replay."""
+    check_can_log(settings)
+    workload = load_workload(path, settings, limit, scaled=True)
+    logged = open_fitting_log(events, workload, settings)
+    notify(workload.summary(settings))
+    clock = VirtualClock()
+    driver = open_repetition(
+        settings,
+        clock,
+        origin_extent_pages_max=logged.header.origin_extent_pages_max,
+        origin_batch_extents_max=logged.header.origin_batch_extents_max,
+    )
+
+    def repeat(meter: RequestMeter, after_batch: Callable[[], None]) -> Awaitable[bool]:
+        drive = RepeatedDrive(
+            logged, driver, settings=settings, meter=meter, after_batch=after_batch
+        )
+        return drive.drive()
+
+    # As on the wall clock, batches are issued when they are: there is no tick.
+    pace = _pace(settings.replay, is_virtual=False)
+    with asyncio.Runner() as runner:
+        work = _measure(workload, settings, driver, clock, None, pace, progress, repeat)
+        run = runner.run(work)
+    return to_result(
+        replace(
+            run,
+            engines=["modelled"] * len(settings.tiers),
+            busy_s={name: one.busy_ns / 1e9 for name, one in driver.stations.items()},
+            events=describe_log(events, logged.header),
+        )
+    )
+
+
 async def _drive(
     workload: Workload,
     settings: Settings,
@@ -118,8 +197,30 @@ async def _drive(
     clock: Clock,
     verifier: Verifier | None,
     progress: Progress,
+    log: EventLog | None = None,
 ) -> Run:
-    chain = cache.driver.chain
+    pace = _pace(settings.replay, is_virtual=verifier is None)
+
+    async def drive(meter: RequestMeter, after_round: Callable[[], None]) -> bool:
+        made = _make_drive(settings, pace, cache, verifier, meter, after_round, log)
+        await made.drive(workload.active(cache))
+        return True
+
+    return await _measure(workload, settings, cache.driver, clock, verifier, pace, progress, drive)
+
+
+async def _measure(
+    workload: Workload,
+    settings: Settings,
+    driver: Driver | RepeatingDriver,
+    clock: Clock,
+    verifier: Verifier | None,
+    pace: Pace | None,
+    progress: Progress,
+    drive: Callable[[RequestMeter, Callable[[], None]], Awaitable[bool]],
+) -> Run:
+    """Measure a drive, which returns whether it took the whole trace."""
+    chain = driver.chain
     series = Series(clock, settings.replay.series_interval_s, level_names(settings))
     meter = RequestMeter(clock)
 
@@ -127,15 +228,12 @@ async def _drive(
         series.observe(chain)
         progress(meter.finished, workload.requests)
 
-    pace = _pace(settings.replay, is_virtual=verifier is None)
-    drive = _make_drive(settings, pace, cache, verifier, meter, after_round)
     start_ns = clock.now_ns()
-    complete = True
+    complete = False
     try:
-        await drive.drive(workload.active(cache))
+        complete = await drive(meter, after_round)
     except asyncio.CancelledError:
         # Ctrl-C: the counts advance at completion, so what was measured so far is consistent.
-        complete = False
         task = asyncio.current_task()
         if task is not None:
             task.uncancel()
@@ -151,7 +249,7 @@ async def _drive(
         pace=pace,
         requests=meter.to_dict(duration_s),
         counters=chain.by_purpose,
-        measurements=cache.driver.measurements,
+        measurements=driver.measurements,
         series=series,
         busy_s=None,
         loads=None,
@@ -167,6 +265,7 @@ def _make_drive(
     verifier: Verifier | None,
     meter: RequestMeter,
     after_round: Callable[[], None],
+    log: EventLog | None,
 ) -> Waves | PacedDrive:
     page_bytes = settings.page_bytes
     batch_pages = max(1, min(settings.chain.batch_pages_max, _MEMORY_BYTES // page_bytes))
@@ -176,6 +275,7 @@ def _make_drive(
         objects_max=settings.chain.objects_max,
         page_bytes=page_bytes,
         has_payload=verifier is not None,
+        log=log,
     )
     if pace is None:
         return Waves(
@@ -197,6 +297,7 @@ def _make_drive(
         writer=writer,
         meter=meter,
         after_round=after_round,
+        log=log,
     )
 
 

@@ -14,9 +14,21 @@ from kvtier.errors import SettingsError
 from kvtier.report import schema
 
 _ADDED_LATER: Final = frozenset(
-    {"name", "by_purpose", "models", "lookups", "delivered", "drive", "requests", "crossover"}
+    {
+        "name",
+        "by_purpose",
+        "models",
+        "lookups",
+        "delivered",
+        "drive",
+        "requests",
+        "crossover",
+        "events",
+    }
 )
-"""Keys of ``Result`` and ``Series`` that the first files of version 1 do not have."""
+"""Keys of ``Result``, ``Series`` and ``Drive`` that the first files of version 1 do not have."""
+
+_GREW: Final = (schema.Result, schema.Series, schema.Drive)
 
 _COUNT_MAX: Final = 1 << 63
 
@@ -99,7 +111,7 @@ def _check_table(kind: Any, value: object, key: str) -> None:
         inner = f"{key}.{name}" if key else name
         if name in table:
             _check(hint, table[name], inner)
-        elif not (kind in (schema.Result, schema.Series) and name in _ADDED_LATER):
+        elif not (kind in _GREW and name in _ADDED_LATER):
             raise _Wrong(f"{inner} is missing")
 
 

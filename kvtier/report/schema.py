@@ -44,10 +44,18 @@ class Trace(TypedDict):
     page_bytes: int
 
 
+class Events(TypedDict):
+    """An event log; results with the ``id`` of one decided alike."""
+
+    path: str
+    id: str
+
+
 class Drive(TypedDict):
     """How requests were driven: in waves by ``concurrency`` alone.
 
-    ``compute_s`` is None where the trace says it, too; ``speed`` is of an open loop.
+    ``compute_s`` is None where the trace says it, too; ``speed`` is of an open loop; ``events`` is
+    the log that a replay wrote, or a simulation repeated.
     """
 
     kind: Literal["waves", "closed", "open"]
@@ -55,6 +63,7 @@ class Drive(TypedDict):
     compute_s: float | None
     tick_s: float | None
     speed: float | None
+    events: Events | None
 
 
 class Requests(TypedDict):

@@ -113,6 +113,7 @@ def setup(result: Values) -> Iterator[Section]:
             Row("compute", "drive.compute_s", format_seconds),
             Row("tick", "drive.tick_s", format_seconds),
             Row("speed", "drive.speed", factor),
+            Row("event log", "drive.events.path", str),
             Row("pages per block", "trace.pages_per_block", exact),
         ),
     )
