@@ -87,7 +87,7 @@ def deciding_settings(settings: Settings) -> dict[str, Any]:
 
 def encode_header(header: LogHeader) -> bytes:
     """The JSON form."""
-    return json.dumps({"version": VERSION, **asdict(header)}, sort_keys=True).encode()
+    return json.dumps({"version": VERSION, **asdict(header)}).encode()
 
 
 def decode_header(encoded: bytes) -> LogHeader:

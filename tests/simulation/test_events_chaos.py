@@ -24,8 +24,8 @@ from kvtier.emulator import RepeatingDriver, open_repetition
 from kvtier.errors import LimitError
 from kvtier.events import (
     EventKind,
-    LogHeader,
     LoggedRun,
+    LogHeader,
     RecordingChain,
     deciding_settings,
     open_event_log,
@@ -60,9 +60,7 @@ class Harassed(Chaos):
 
     async def lease(self) -> None:
         ids = sorted(self.content_of)
-        chosen = [
-            self.rng.choice(ids) << 32 | self.rng.randrange(50) for _ in range(bool(ids) * 7)
-        ]
+        chosen = [self.rng.choice(ids) << 32 | self.rng.randrange(50) for _ in range(bool(ids) * 7)]
         try:
             lease = await self.cache.lease(np.array(chosen, np.uint64))
         except LimitError:
@@ -134,9 +132,7 @@ def assert_same_pages(one: PageIndex, other: PageIndex) -> None:
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
-def test_chaos_is_repeated(
-    seed: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_chaos_is_repeated(seed: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
     rng = random.Random(seed)
     settings = random_settings(rng)
