@@ -23,10 +23,13 @@ from kvtier.events.schema import (
     Flag,
     check_columns,
 )
-from kvtier.pages import I64, U8, U32, U64, PageStatus, Purpose, expand_runs
+from kvtier.pages import I64, U8, U32, U64, Bool, PageStatus, Purpose, expand_runs
 from kvtier.trace.parquet import open_parquet, stream_batches
 
 _BATCH_EVENTS: Final = 1 << 10
+_OF_NO_DEVICE: Final = ~np.isin(
+    np.arange(256), (PageStatus.OK, PageStatus.ABSENT, PageStatus.FAILED)
+)
 _ADVICE: Final = "make one with 'kvtier replay … --events F'"
 
 
@@ -208,7 +211,7 @@ def _check(
         "has a run without a length": lengths["run_start"] == lengths["run_len"],
         "has an empty run": _least(*lists["run_len"]) >= 1,
         "has an owner without pages": _least(*lists["owner_pages"]) >= 1,
-        "has a status that is not known": _least(*lists["status"], largest=True) <= max(PageStatus),
+        "has a status that no device gives": ~_holds(*lists["status"], _OF_NO_DEVICE),
         "does not say which owner its pages are for": ~has_owners
         | ((lengths["owners"] == lengths["owner_pages"]) & (pages == owned)),
         "goes on for nobody": has_owners | (numbers["flags"] & Flag.GOES_ON == 0),
@@ -219,16 +222,20 @@ def _check(
             raise TraceError(f"{path}: event {number}: {what}; log the run again")
 
 
+def _holds(offsets: I64, items: NDArray[Any], which: Bool) -> Bool:
+    """Which lists of bytes hold one of those that ``which`` (bool[256]) marks."""
+    return _sums(offsets, which[items]) > 0
+
+
 def _sums(offsets: I64, items: NDArray[Any]) -> I64:
     sums = np.concatenate((np.zeros(1, np.int64), np.cumsum(items, dtype=np.int64)))
     return np.diff(sums[offsets])
 
 
-def _least(offsets: I64, items: NDArray[Any], *, largest: bool = False) -> I64:
-    """The least item of each list, or the largest; 1 where a list is empty."""
+def _least(offsets: I64, items: NDArray[Any]) -> I64:
+    """The least item of each list; 1 where a list is empty."""
     found = np.ones(len(offsets) - 1, np.int64)
     filled = np.flatnonzero(np.diff(offsets))
     if len(filled):
-        reduce = np.maximum if largest else np.minimum
-        found[filled] = reduce.reduceat(items, offsets[filled])
+        found[filled] = np.minimum.reduceat(items, offsets[filled])
     return found

@@ -87,7 +87,7 @@ class RepeatedDrive:
         driver: a new one, with the settings of the log.
         settings: of the run; those on which decisions depend are the log's.
         meter: measures the requests.
-        after_batch: called after every batch of reads.
+        after_batch: called after every batch of reads or writes.
     """
 
     def __init__(
@@ -299,7 +299,11 @@ class RepeatedDrive:
             for writer in writers:
                 self._answer(writer)
 
-        _check_epoch(event, self._driver.write(event.page_ids(), event.count, done))
+        page_ids = event.page_ids()
+        if len(np.unique(page_ids)) != len(page_ids):
+            raise event.error("it writes a page twice")
+        _check_epoch(event, self._driver.write(page_ids, event.count, done))
+        self._after_batch()
 
     def _invalidate(self, event: Event) -> None:
         self._driver.invalidate(event.page_ids())
