@@ -18,7 +18,7 @@ from kvtier.errors import TraceError
 from kvtier.events.header import LogHeader, encode_header
 from kvtier.events.owners import present_owners
 from kvtier.events.schema import LISTS, NUMBERS, SUMMARY, EventKind, Flag, arrow_schema
-from kvtier.pages import I64, U8, U64, Purpose
+from kvtier.pages import I64, U8, U32, U64, Purpose
 from kvtier.trace.arrow import load_parquet, load_pyarrow
 from kvtier.trace.parquet import first_line
 
@@ -26,6 +26,10 @@ from kvtier.trace.parquet import first_line
 _GROUP_EVENTS: Final = 1 << 12
 _GROUP_ITEMS: Final = 1 << 16
 
+_RUNS: Final = ("run_start", "run_len")
+_NO_PAGES: Final = np.empty(0, np.uint64)
+
+I32 = NDArray[np.int32]
 _Items = NDArray[Any] | Sequence[int]
 
 
@@ -46,7 +50,8 @@ class EventLog:
         self._writer = writer
         self._schema = schema
         self._numbers: list[tuple[int, ...]] = []
-        self._lists: dict[str, list[_Items]] = {name: [] for name in LISTS}
+        self._page_ids: list[U64] = []
+        self._lists: dict[str, list[_Items]] = {name: [] for name in LISTS if name not in _RUNS}
         self._items = 0
         self._is_over = False
         self._failure: Exception | None = None
@@ -82,27 +87,23 @@ class EventLog:
         owner_pages: Sequence[int],
     ) -> None:
         """A batch of pages (u64[n]) is asked for."""
-        run_start, run_len = runs_of(page_ids)
         self._add(
             EventKind.READ,
             epoch,
             purpose=purpose,
             flags=flags,
-            run_start=run_start,
-            run_len=run_len,
+            page_ids=page_ids,
             owners=owners,
             owner_pages=owner_pages,
         )
 
     def write(self, epoch: int, page_ids: U64, objects: int, owners: Sequence[int]) -> None:
         """Pages (u64[n]) of new objects begin to fill the tiers."""
-        run_start, run_len = runs_of(page_ids)
         self._add(
             EventKind.WRITE,
             epoch,
             count=objects,
-            run_start=run_start,
-            run_len=run_len,
+            page_ids=page_ids,
             owners=owners,
         )
 
@@ -127,8 +128,7 @@ class EventLog:
 
     def invalidate(self, page_ids: U64) -> None:
         """Pages (u64[n]) are forgotten."""
-        run_start, run_len = runs_of(page_ids)
-        self._add(EventKind.INVALIDATE, 0, run_start=run_start, run_len=run_len)
+        self._add(EventKind.INVALIDATE, 0, page_ids=page_ids)
 
     def batch(self, kind: EventKind, epoch: int) -> None:
         """Something became of a read: LEAVE, EXPIRE or RELEASE."""
@@ -177,11 +177,14 @@ class EventLog:
         purpose: int = 0,
         flags: int = 0,
         count: int = 0,
+        page_ids: U64 = _NO_PAGES,
         **lists: _Items,
     ) -> None:
         if self._is_over or self._failure is not None:
             return
         self._numbers.append((kind, name, ns, level, purpose, flags, count))
+        self._page_ids.append(page_ids.copy())
+        self._items += len(page_ids)
         for column, rows in self._lists.items():
             items = lists.get(column, ())
             rows.append(items)
@@ -197,15 +200,18 @@ class EventLog:
             pa.array(np.array(column, np.dtype(kind)))
             for column, kind in zip(zip(*self._numbers, strict=True), NUMBERS.values(), strict=True)
         ]
-        columns += [
-            _list_array(pa, self._lists[name], kind, self._schema.field(name).type)
-            for name, kind in LISTS.items()
-        ]
+        lists = dict(zip(_RUNS, _runs_of(self._page_ids), strict=True))
+        lists |= {name: _joined(items, LISTS[name]) for name, items in self._lists.items()}
+        for name in LISTS:
+            offsets, items = (pa.array(array) for array in lists[name])
+            array = pa.ListArray.from_arrays(offsets, items)
+            columns.append(array.cast(self._schema.field(name).type))
         columns.append(pa.array([""] * (rows - 1) + [summary], pa.string()))
         batch = pa.RecordBatch.from_arrays(columns, schema=self._schema)
         self._numbers.clear()
-        for items in self._lists.values():
-            items.clear()
+        self._page_ids.clear()
+        for rows_of_column in self._lists.values():
+            rows_of_column.clear()
         self._items = 0
         self._guarded(lambda: self._writer.write_batch(batch))
 
@@ -247,12 +253,33 @@ def open_event_log(path: Path, header: LogHeader) -> Iterator[EventLog]:
         draft.unlink(missing_ok=True)
 
 
-def runs_of(page_ids: U64) -> tuple[U64, I64]:
-    """PageIds (u64[n], any order) as runs of neighbours: u64[k] first ids, i64[k] lengths."""
-    breaks = np.ones(len(page_ids), np.bool_)
-    breaks[1:] = page_ids[1:] != page_ids[:-1] + np.uint64(1)
+def _runs_of(parts: Sequence[U64]) -> tuple[tuple[I32, U64], tuple[I32, U32]]:
+    """PageIds of events as runs of neighbours.
+
+    Args:
+        parts: u64[n] of each event, in any order.
+
+    Returns:
+        The first id of each run, and the length of each; with both, where those of each event
+        begin and end: i32[events + 1].
+    """
+    ends, page_ids = _joined(parts, "uint64")
+    breaks = np.ones(len(page_ids) + 1, np.bool_)
+    breaks[1:-1] = page_ids[1:] != page_ids[:-1] + np.uint64(1)
+    breaks[ends] = True
     starts = np.flatnonzero(breaks)
-    return page_ids[starts], np.diff(starts, append=len(page_ids))
+    offsets = np.searchsorted(starts, ends).astype(np.int32)
+    lengths = np.diff(starts).astype(np.uint32)
+    return (offsets, page_ids[starts[:-1]]), (offsets, lengths)
+
+
+def _joined(rows: Sequence[_Items], kind: str) -> tuple[I32, NDArray[Any]]:
+    """Lists of events one after the other, and where each begins and ends: i32[events + 1]."""
+    offsets = np.zeros(len(rows) + 1, np.int32)
+    np.cumsum([len(items) for items in rows], out=offsets[1:])
+    dtype = np.dtype(kind)
+    parts = [np.asarray(items, dtype) for items in rows if len(items)]
+    return offsets, np.concatenate(parts) if parts else np.empty(0, dtype)
 
 
 def _open_writer(path: Path, schema: Any) -> Any:
@@ -267,15 +294,6 @@ def _open_writer(path: Path, schema: Any) -> Any:
         column_encoding=dict.fromkeys(packed, "DELTA_BINARY_PACKED"),
         write_page_checksum=True,
     )
-
-
-def _list_array(pa: Any, rows: Sequence[_Items], kind: str, arrow_type: Any) -> Any:
-    offsets = np.zeros(len(rows) + 1, np.int32)
-    np.cumsum([len(items) for items in rows], out=offsets[1:])
-    dtype = np.dtype(kind)
-    parts = [np.asarray(items, dtype) for items in rows if len(items)]
-    values = np.concatenate(parts) if parts else np.empty(0, dtype)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)).cast(arrow_type)
 
 
 @contextmanager

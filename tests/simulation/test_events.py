@@ -225,6 +225,25 @@ def test_an_interrupted_run_is_repeated_as_far_as_it_came(trace: Path, tmp_path:
     assert_repeated(one, other)
 
 
+def test_an_interrupted_repetition_says_what_it_measured(tmp_path: Path) -> None:
+    trace = write_graph_search(tmp_path / "graph.parquet", requests=400)
+    events, settings = tmp_path / "events.parquet", paced()
+    logged = replay(trace, settings, events)
+
+    def interrupt(done: int, _: int | None) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if done >= 10 and not task.cancelling():
+            task.cancel()
+
+    result = simulate_trace(
+        trace, settings, limit=None, progress=interrupt, notify=quiet, events=events
+    )
+    assert not result["complete"]
+    assert 10 <= result["requests"]["count"] < logged["requests"]["count"]
+    assert check_sums(result) == []
+
+
 # -- time -------------------------------------------------------------------------------------
 
 
