@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -32,17 +33,18 @@ from kvtier.measure import measurements_by_purpose
 from kvtier.pages import I64, U8, U64, Bool, PageStatus, Purpose
 
 Answered = Callable[[I64], None]
+ActionT = TypeVar("ActionT", Fetch, Fill)
 
 
 @dataclass(slots=True, eq=False)
-class DeviceWork:
-    """A read or a write of a device that the chain asked for.
+class DeviceWork(Generic[ActionT]):
+    """A read (``Fetch``) or a write (``Fill``) of a device that the chain asked for.
 
     Attributes:
         is_over: by its model it has ended; the chain may be told.
     """
 
-    action: Fetch | Fill
+    action: ActionT
     is_over: bool = False
 
 
@@ -136,8 +138,8 @@ class RepeatingDriver(ChainDriver):
         self.stations = stations
         self.timeline = timeline
         self.reads: dict[int, Read] = {}
-        self.fetches: dict[int, DeviceWork] = {}
-        self.fills: dict[tuple[type[Flight | Write], int, int], DeviceWork] = {}
+        self.fetches: dict[int, DeviceWork[Fetch]] = {}
+        self.fills: dict[tuple[type[Flight | Write], int, int], DeviceWork[Fill]] = {}
         self._page_bytes = page_bytes
         self._batches: dict[int, _Batch] = {}
         self._travelling = 0
@@ -211,7 +213,7 @@ class RepeatingDriver(ChainDriver):
         if read.unresolved == 0:
             self.reads.pop(read.epoch, None)
 
-    def fetched(self, work: DeviceWork, status: U8 | None, existing: I64 | None) -> None:
+    def fetched(self, work: DeviceWork[Fetch], status: U8 | None, existing: I64 | None) -> None:
         """A device read ended.
 
         Args:
@@ -219,9 +221,7 @@ class RepeatingDriver(ChainDriver):
             status: u8[n], a ``PageStatus`` per page of its flight; None: all are OK.
             existing: i64[e], pages that exist of each of its extents; None: all.
         """
-        action = work.action
-        assert isinstance(action, Fetch)
-        flight, issued = action.flight, action.extents
+        flight, issued = work.action.flight, work.action.extents
         del self.fetches[flight.number]
         if existing is not None:
             issued = issued.clipped(existing)
@@ -233,12 +233,10 @@ class RepeatingDriver(ChainDriver):
                 if batch.parts is not None and isinstance(batch.ticket, Read):
                     batch.parts.refuse(batch.ticket)
 
-    def filled(self, work: DeviceWork, ok: Bool | None) -> None:
+    def filled(self, work: DeviceWork[Fill], ok: Bool | None) -> None:
         """Slots of a device were written (one of ``fills``); ``ok`` says which (None: all)."""
-        action = work.action
-        assert isinstance(action, Fill)
-        del self.fills[_name_of(action)]
-        self.perform(self.chain.filled(action, ok))
+        del self.fills[_name_of(work.action)]
+        self.perform(self.chain.filled(work.action, ok))
 
     # -- actions ------------------------------------------------------------------------------
 
@@ -324,7 +322,7 @@ class RepeatingDriver(ChainDriver):
         self._travel(level, slots, None, end, is_write=is_write)
 
     def _start(
-        self, work: DeviceWork, locations: U64 | I64, pages: I64 | None, *, is_write: bool
+        self, work: DeviceWork[ActionT], locations: U64 | I64, pages: I64 | None, *, is_write: bool
     ) -> None:
         def end() -> None:
             work.is_over = True

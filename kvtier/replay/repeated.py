@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from kvtier.chain import Extents, Flight, Read, Write
+from kvtier.chain import Flight, Read, Write
 from kvtier.emulator import RepeatingDriver
-from kvtier.emulator.repeating import DeviceWork
 from kvtier.errors import LimitError
 from kvtier.events import Event, EventKind, Flag, LoggedRun, read_summary
 from kvtier.pages import I64, PageStatus
@@ -115,6 +114,8 @@ class RepeatedDrive:
         self._called: _Request | None = None
         """It begins at its arrival, which is still to come."""
         self._open_requests = 0
+        """They have come, and not ended, by the log."""
+        self._is_admitting = False
 
     async def drive(self) -> bool:
         """Repeat the log; returns whether it is of a complete run.
@@ -158,11 +159,16 @@ class RepeatedDrive:
             raise event.error(f"more than {self._concurrency} requests are under way")
         request = _Request(event.name, self._start_ns + event.ns)
         self._requests[event.name] = request
+        # Of those before it enough have ended in the log that room comes without further events.
+        self._wait(event, lambda: len(self._coming) < self._concurrency)
         self._coming.append(request)
         self._admit()
 
     def _admit(self) -> None:
         """Let requests begin that have come, while there is room for them."""
+        if self._is_admitting:
+            return  # one that begins may end at once, and make room for the next of this loop
+        self._is_admitting = True
         while self._coming and self._meter.in_flight < self._concurrency:
             request = self._coming[0]
             now_ns = self._meter.now_ns
@@ -170,7 +176,7 @@ class RepeatedDrive:
                 if self._called is not request:
                     self._called = request
                     self._timeline.at(request.arrival_ns, self._admit)
-                return
+                break
             self._coming.popleft()
             self._meter.begin()
             if not self._is_open:
@@ -178,6 +184,7 @@ class RepeatedDrive:
             request.answered_ns = now_ns
             request.has_begun = True
             self._go_on(request)
+        self._is_admitting = False
 
     def _compute(self, event: Event) -> None:
         request = self._request(event, event.name)
@@ -229,12 +236,15 @@ class RepeatedDrive:
         """Let time pass until requests were answered and have computed; a step begins."""
         starting = [request for request in requests if not request.goes_on]
         for request in starting:
-            self._wait(event, lambda one=request: one.is_idle)  # type: ignore[misc]
+            self._wait_idle(event, request)
         free_ns = max((request.free_ns for request in starting), default=0)
         while self._meter.now_ns < free_ns:
             self._timeline.step(free_ns)
         for request in starting:
             request.begin_step()
+
+    def _wait_idle(self, event: Event, request: _Request) -> None:
+        self._wait(event, lambda: request.is_idle)
 
     def _answer(self, request: _Request) -> None:
         """A part of what a request waits for is there."""
@@ -333,8 +343,7 @@ class RepeatedDrive:
         work = self._driver.fetches.get(event.name)
         if work is None:
             raise event.error(f"flight {event.name} reads from no device")
-        flight, extents = work.action.flight, work.action.extents  # type: ignore[union-attr]
-        assert isinstance(extents, Extents)
+        flight, extents = work.action.flight, work.action.extents
         status = event.status if len(event.status) else None
         existing = event.counts.astype(np.int64) if len(event.counts) else None
         if (status is not None and len(status) != len(flight)) or (
@@ -347,11 +356,11 @@ class RepeatedDrive:
 
     def _filled(self, event: Event) -> None:
         kind = Flight if event.kind is EventKind.FILLED else Write
-        work: DeviceWork | None = self._driver.fills.get((kind, event.name, event.level))
+        work = self._driver.fills.get((kind, event.name, event.level))
         if work is None:
             raise event.error(f"nothing of {event.name} is written to level {event.level}")
         ok = event.status == PageStatus.OK if len(event.status) else None
-        if ok is not None and len(ok) != len(work.action.slots):  # type: ignore[union-attr]
+        if ok is not None and len(ok) != len(work.action.slots):
             raise event.error(f"it has {len(ok)} slots, and another number is written")
         self._wait(event, lambda: work.is_over)
         self._driver.filled(work, ok)

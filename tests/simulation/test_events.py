@@ -27,11 +27,16 @@ from small_traces import (
 )
 
 from kvtier.backend import ExtentBatch
+from kvtier.chain.counters import no_counts
 from kvtier.cli import main
+from kvtier.clock import VirtualClock
+from kvtier.emulator import open_repetition
 from kvtier.errors import SettingsError, TraceError
-from kvtier.events import EventKind, Flag, read_event_log
-from kvtier.pages import U8, PageStatus
+from kvtier.events import EventKind, Flag, LogHeader, open_event_log, read_event_log
+from kvtier.pages import U8, PageStatus, Purpose
 from kvtier.replay import replay_trace, simulate_trace
+from kvtier.replay.meter import RequestMeter
+from kvtier.replay.repeated import RepeatedDrive
 from kvtier.report.comparison import agreements, differing_decisions, groups_of
 from kvtier.report.reading import read_result
 from kvtier.report.schema import check_sums
@@ -483,6 +488,35 @@ def test_a_log_of_which_rows_are_lost_doubled_or_swapped_never_hangs(
         else:
             assert check_sums(result) == []
     assert refused > 6
+
+
+def test_requests_without_a_step_end_as_soon_as_there_is_room_for_them(tmp_path: Path) -> None:
+    """However many of them wait behind one whose hits take long to arrive."""
+    settings = replace(paced(tiers="dram"), origin=None)
+    settings = replace(settings, replay=replace(settings.replay, concurrency=2))
+    requests, page_ids = 3_000, np.arange(4, dtype=np.uint64)
+    path = tmp_path / "events.parquet"
+    with open_event_log(path, LogHeader("made", {}, {}, 1, 1)) as log:
+        for number in (0, 1):
+            log.begin(number, 0)
+        log.write(1, page_ids, 1, [0])
+        log.read(2, page_ids, Purpose.PREFIX, Flag.WANTS_BYTES, [0, 1], [2, 2])
+        for number in range(requests):
+            if number > 1:
+                log.begin(number, 0)
+            log.end(number)
+        log.last(no_counts(1), complete=True)
+    clock = VirtualClock()
+    driver = open_repetition(settings, clock, origin_extent_pages_max=1, origin_batch_extents_max=1)
+    meter = RequestMeter(clock)
+    drive = RepeatedDrive(
+        read_event_log(path), driver, settings=settings, meter=meter, after_batch=lambda: None
+    )
+    # The counts of this log are made up, and that is all that is wrong with it.
+    with pytest.raises(TraceError, match=r"\(last\): .* is 4 when repeated, and was 0"):
+        asyncio.run(drive.drive())
+    assert meter.finished == requests
+    assert meter.in_flight == 0
 
 
 # -- the file ---------------------------------------------------------------------------------
