@@ -36,8 +36,8 @@ def check_outputs(arguments: argparse.Namespace) -> None:
         path = given.get("events_out" if name == "events" else name)
         if path is None:
             continue
-        if name == "events" and path == _STDOUT:
-            raise SettingsError("--events -: a log is no text for the standard output; name a file")
+        if name == "events" and (path == _STDOUT or (path.exists() and not path.is_file())):
+            raise SettingsError(f"--events {path}: a log needs a file of its own; name one")
         if name == "html":
             from kvtier.report.page import check_page  # noqa: PLC0415
 

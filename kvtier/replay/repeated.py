@@ -8,9 +8,8 @@ answered, and have computed. So decisions are the logged ones, and times are mod
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -21,61 +20,11 @@ from kvtier.errors import LimitError
 from kvtier.events import Event, EventKind, Flag, LoggedRun, read_summary
 from kvtier.pages import I64, PageStatus
 from kvtier.replay.meter import RequestMeter
+from kvtier.replay.repeated_requests import RepeatedRequests, Request
 from kvtier.settings import Settings
 
 _TURN_EVENTS = 256
 """Events after which Ctrl-C is heard."""
-
-
-@dataclass(slots=True, eq=False)
-class _Request:
-    """A request under way.
-
-    Attributes:
-        number: its name in the log.
-        arrival_ns: when it came.
-        has_begun: there was room for it.
-        answered_ns: when it began, or was answered last.
-        compute_ns: it computes for so long after that.
-        waits_ns: since when it has waited for its present step.
-        unanswered: parts of batches that it waits for.
-        goes_on: the next batch holds pages of its present step too.
-        planned: what it does as soon as it can; None if the log has not come to that.
-        is_planned: it has something to do then.
-        has_ended: the log says nothing more of it.
-    """
-
-    number: int
-    arrival_ns: int
-    has_begun: bool = False
-    answered_ns: int = 0
-    compute_ns: int = 0
-    waits_ns: int = 0
-    unanswered: int = 0
-    goes_on: bool = False
-    planned: Callable[[], None] | None = None
-    is_planned: bool = False
-    has_ended: bool = False
-
-    @property
-    def is_answered(self) -> bool:
-        """It waits for nothing."""
-        return self.has_begun and self.unanswered == 0 and not self.goes_on
-
-    @property
-    def is_idle(self) -> bool:
-        """It waits for nothing, and all that the log has told of it is done."""
-        return self.is_answered and not self.is_planned
-
-    @property
-    def free_ns(self) -> int:
-        """When it has computed."""
-        return self.answered_ns + self.compute_ns
-
-    def begin_step(self) -> None:
-        """From when it had computed, it waits."""
-        self.waits_ns = self.free_ns
-        self.answered_ns, self.compute_ns = self.waits_ns, 0
 
 
 class RepeatedDrive:
@@ -102,20 +51,17 @@ class RepeatedDrive:
         self._driver = driver
         self._timeline = driver.timeline
         self._concurrency = settings.replay.concurrency
-        self._is_open = settings.replay.drive == "open"
         self._puts = settings.origin is not None and settings.origin.write == "through"
         self._batch_pages_max = settings.chain.batch_pages_max
         self._meter = meter
         self._after_batch = after_batch
         self._start_ns = meter.now_ns
-        self._requests: dict[int, _Request] = {}
-        self._coming: deque[_Request] = deque()
-        """They have come, and not begun."""
-        self._called: _Request | None = None
-        """It begins at its arrival, which is still to come."""
-        self._open_requests = 0
-        """They have come, and not ended, by the log."""
-        self._is_admitting = False
+        self._requests = RepeatedRequests(
+            driver.timeline,
+            meter,
+            concurrency=settings.replay.concurrency,
+            is_open=settings.replay.drive == "open",
+        )
 
     async def drive(self) -> bool:
         """Repeat the log; returns whether it is of a complete run.
@@ -152,87 +98,31 @@ class RepeatedDrive:
     # -- requests -----------------------------------------------------------------------------
 
     def _begin(self, event: Event) -> None:
-        if event.name in self._requests:
+        requests = self._requests
+        if event.name in requests:
             raise event.error(f"request {event.name} has begun before")
-        self._open_requests += 1
-        if self._open_requests > self._concurrency:
+        if requests.unended == self._concurrency:
             raise event.error(f"more than {self._concurrency} requests are under way")
-        request = _Request(event.name, self._start_ns + event.ns)
-        self._requests[event.name] = request
         # Of those before it enough have ended in the log that room comes without further events.
-        self._wait(event, lambda: len(self._coming) < self._concurrency)
-        self._coming.append(request)
-        self._admit()
-
-    def _admit(self) -> None:
-        """Let requests begin that have come, while there is room for them."""
-        if self._is_admitting:
-            return  # one that begins may end at once, and make room for the next of this loop
-        self._is_admitting = True
-        while self._coming and self._meter.in_flight < self._concurrency:
-            request = self._coming[0]
-            now_ns = self._meter.now_ns
-            if self._is_open and request.arrival_ns > now_ns:
-                if self._called is not request:
-                    self._called = request
-                    self._timeline.at(request.arrival_ns, self._admit)
-                break
-            self._coming.popleft()
-            self._meter.begin()
-            if not self._is_open:
-                request.arrival_ns = now_ns
-            request.answered_ns = now_ns
-            request.has_begun = True
-            self._go_on(request)
-        self._is_admitting = False
+        self._wait(event, lambda: not requests.is_crowded)
+        requests.come(event.name, self._start_ns + event.ns)
 
     def _compute(self, event: Event) -> None:
-        request = self._request(event, event.name)
-        request.compute_ns += event.ns
+        self._request(event, event.name).compute_ns += event.ns
         self._meter.computed(event.ns)
 
     def _end(self, event: Event) -> None:
         request = self._request(event, event.name)
-        request.has_ended = True
-        self._open_requests -= 1
+        self._wait(event, lambda: not request.is_planned)
+        self._requests.end(request)
 
-        def finish() -> None:
-            del self._requests[request.number]
-            self._meter.end(request.arrival_ns, self._meter.now_ns)
-            self._admit()
-
-        self._when_free(event, request, finish)
-
-    def _request(self, event: Event, number: int) -> _Request:
-        request = self._requests.get(number)
-        if request is None or request.has_ended:
+    def _request(self, event: Event, number: int) -> Request:
+        request = self._requests.find(number)
+        if request is None:
             raise event.error(f"request {number} is not under way")
         return request
 
-    def _when_free(self, event: Event, request: _Request, act: Callable[[], None]) -> None:
-        """Let a request do something as soon as it was answered and has computed."""
-        self._wait(event, lambda: not request.is_planned)
-        request.is_planned = True
-
-        def begin() -> None:
-            request.is_planned = False
-            act()
-
-        request.planned = begin
-        self._go_on(request)
-
-    def _go_on(self, request: _Request) -> None:
-        """If a request was answered, let it do what is planned when it has computed."""
-        act = request.planned
-        if act is None or not request.is_answered:
-            return
-        request.planned = None
-        if request.free_ns > self._meter.now_ns:
-            self._timeline.at(request.free_ns, act)
-        else:
-            act()
-
-    def _wait_for(self, event: Event, requests: Sequence[_Request]) -> None:
+    def _wait_for(self, event: Event, requests: Sequence[Request]) -> None:
         """Let time pass until requests were answered and have computed; a step begins."""
         starting = [request for request in requests if not request.goes_on]
         for request in starting:
@@ -243,17 +133,8 @@ class RepeatedDrive:
         for request in starting:
             request.begin_step()
 
-    def _wait_idle(self, event: Event, request: _Request) -> None:
+    def _wait_idle(self, event: Event, request: Request) -> None:
         self._wait(event, lambda: request.is_idle)
-
-    def _answer(self, request: _Request) -> None:
-        """A part of what a request waits for is there."""
-        request.unanswered -= 1
-        if request.is_answered:
-            now_ns = self._meter.now_ns
-            self._meter.waited(now_ns - request.waits_ns)
-            request.answered_ns = now_ns
-            self._go_on(request)
 
     # -- batches ------------------------------------------------------------------------------
 
@@ -269,7 +150,7 @@ class RepeatedDrive:
 
         def answered(parts: I64) -> None:
             for part in parts.tolist():
-                self._answer(owners[part])
+                self._requests.answer(owners[part])
 
         try:
             read = self._driver.read(
@@ -294,9 +175,10 @@ class RepeatedDrive:
         def put() -> None:
             request.begin_step()
             request.unanswered += 1
-            self._driver.put(pages, lambda: self._answer(request))
+            self._driver.put(pages, lambda: self._requests.answer(request))
 
-        self._when_free(event, request, put)
+        self._wait(event, lambda: not request.is_planned)
+        self._requests.when_free(request, put)
 
     def _write(self, event: Event) -> None:
         self._check_size(event)
@@ -307,7 +189,7 @@ class RepeatedDrive:
 
         def done() -> None:
             for writer in writers:
-                self._answer(writer)
+                self._requests.answer(writer)
 
         page_ids = event.page_ids()
         if len(np.unique(page_ids)) != len(page_ids):
@@ -379,7 +261,7 @@ class RepeatedDrive:
         self._wait(event, lambda: self._driver.is_still)
         chain = self._driver.chain
         if complete:
-            self._wait(event, lambda: not self._requests)
+            self._wait(event, lambda: len(self._requests) == 0)
             if not chain.idle:
                 raise event.error("pages are still on their way")
         self._after_batch()

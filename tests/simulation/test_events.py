@@ -577,9 +577,10 @@ def test_logging_replaces_an_older_log_and_nothing_else(
     replay(graph, paced(), events)
     assert read_event_log(events).header.log_id
     for place, message in (
-        ("-", "--events -: a log is no text"),
+        ("-", "--events -: a log needs a file of its own"),
+        ("/dev/null", "--events /dev/null: a log needs a file of its own"),
         (str(graph), "is read by this command"),
-        (str(tmp_path), "is a directory"),
+        (str(tmp_path), "a log needs a file of its own"),
     ):
         assert main(["replay", str(graph), "--events", place]) == 2
         assert message in capsys.readouterr().err
