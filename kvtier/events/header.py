@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from kvtier.errors import SettingsError, TraceError
 from kvtier.settings import Settings
-from kvtier.settings.toml import toml_key
+from kvtier.settings.keys import toml_key
 
 VERSION: Final = 1
 

@@ -185,6 +185,7 @@ def _repeat_trace(
             run,
             engines=["modelled"] * len(settings.tiers),
             busy_s={name: one.busy_ns / 1e9 for name, one in driver.stations.items()},
+            loads={name: one.load for name, one in driver.stations.items()},
             events=describe_log(events, logged.header),
         )
     )

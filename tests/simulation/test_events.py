@@ -155,6 +155,7 @@ def test_of_a_recorded_sample_every_decision_is_repeated(sample: str, tmp_path: 
     assert logged["coalescing"]["joined"] > 0
     assert_repeated(logged, repeated)
     assert repeated["bottleneck"] is not None
+    assert repeated["crossover"] is not None
     assert repeated["requests"]["latency_us"]["p50"] < logged["requests"]["latency_us"]["p50"]
 
 
