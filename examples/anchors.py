@@ -59,6 +59,12 @@ ANCHORS = (
         SMALL,
     ),
     Anchor(
+        "the same, four GPUs with a cache each",
+        "230 M IOPS",
+        "scada-gpus",
+        SMALL,
+    ),
+    Anchor(
         "the link of a B200, 512 B",
         "200 M IOPS fill it",
         "b200",

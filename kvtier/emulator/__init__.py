@@ -4,7 +4,7 @@ from kvtier.emulator.device import ModelledDevice
 from kvtier.emulator.driver import VirtualDriver
 from kvtier.emulator.flash import FlashQueues
 from kvtier.emulator.loop import VirtualLoop
-from kvtier.emulator.opening import open_emulator, open_repetition
+from kvtier.emulator.opening import Emulator, open_emulator, open_emulators, open_repetition
 from kvtier.emulator.origin import ModelledOrigin
 from kvtier.emulator.repeating import RepeatingDriver
 from kvtier.emulator.station import ReadLoad
@@ -12,6 +12,7 @@ from kvtier.ssd import STORAGE_NEXT_SLC, SsdModel
 
 __all__ = [
     "STORAGE_NEXT_SLC",
+    "Emulator",
     "FlashQueues",
     "ModelledDevice",
     "ModelledOrigin",
@@ -21,5 +22,6 @@ __all__ = [
     "VirtualDriver",
     "VirtualLoop",
     "open_emulator",
+    "open_emulators",
     "open_repetition",
 ]

@@ -281,8 +281,11 @@ class VirtualDriver(ChainDriver):
     def _travel(
         self, level: int, locations: U64 | I64, pages: I64 | None, end: Event, *, is_write: bool
     ) -> None:
+        route = self.routes[level]
+        if route.first_slot:
+            locations = locations + locations.dtype.type(route.first_slot)
         work = Work(locations, pages, self._page_bytes, is_write)
-        self.routes[level].travel(self.timeline, work, end)
+        route.travel(self.timeline, work, end)
 
 
 def _future() -> asyncio.Future[None]:

@@ -1,25 +1,56 @@
-"""From settings to an emulator."""
+"""From settings to an emulator, or to one for each of several GPUs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import NamedTuple
 
 from kvtier.chain import build_chain
 from kvtier.clock import VirtualClock
 from kvtier.directory import ObjectDirectory
-from kvtier.emulator.device import ModelledDevice
 from kvtier.emulator.driver import VirtualDriver
-from kvtier.emulator.origin import ModelledOrigin
+from kvtier.emulator.machine import Machine
+from kvtier.emulator.origin import ModelledOrigin, OriginContents
 from kvtier.emulator.repeating import RepeatingDriver
-from kvtier.emulator.station import Route, Station
 from kvtier.emulator.timeline import Timeline
-from kvtier.emulator.topology import Topology
+from kvtier.errors import SettingsError
 from kvtier.index import PageIndex, create_index
-from kvtier.settings import DeviceModel, Settings, default_model, validate
+from kvtier.settings import Settings, gpus_of, validate
 
-_ISSUED: Final = ("nvme", "origin")
-"""Levels whose operations somebody must issue; the others are memory."""
+
+class Emulator(NamedTuple):
+    """What a cache in virtual time is made of.
+
+    Attributes:
+        gpu: whose it is.
+        driver: on the timeline that all GPUs share.
+        directory: shared with the driver.
+        origin: None where the settings have none.
+    """
+
+    gpu: str
+    driver: VirtualDriver
+    directory: ObjectDirectory
+    origin: ModelledOrigin | None
+
+
+def open_emulators(
+    settings: Settings, clock: VirtualClock, objects: Mapping[bytes, int]
+) -> list[Emulator]:
+    """An emulator for each GPU, on one timeline and over one machine.
+
+    Args:
+        settings: checked first; a level without a model takes its preset.
+        clock: the virtual time.
+        objects: pages of each object that the origin has from the start.
+
+    Raises:
+        SettingsError: a setting is wrong, or the topology has no way to a level.
+    """
+    validate(settings)
+    gpus = gpus_of(settings.topology)
+    directories = [ObjectDirectory(settings.chain.objects_max) for _ in gpus]
+    return _open(settings, directories, clock, objects)
 
 
 def open_emulator(
@@ -28,31 +59,47 @@ def open_emulator(
     clock: VirtualClock,
     objects: Mapping[bytes, int],
 ) -> tuple[VirtualDriver, ModelledOrigin | None]:
-    """Levels as ``settings`` describe them, in virtual time.
+    """The emulator of a single GPU; arguments as of :func:`open_emulators`.
 
     Args:
-        settings: checked first; a level without a model takes its preset.
+        settings: of one GPU.
         directory: of the cache that will use the driver.
-        clock: the virtual time.
-        objects: pages of each object that the origin has from the start.
+        clock: as there.
+        objects: as there.
 
     Raises:
-        SettingsError: a setting is wrong, or the topology has no way to a level.
+        SettingsError: as there, or the settings have several GPUs.
     """
     validate(settings)
-    routes, stations = _machine(settings)
-    driver = VirtualDriver(
-        build_chain(settings),
-        _indexes(settings),
-        routes,
-        directory,
-        settings.page_bytes,
-        Timeline(clock),
-        stations,
-    )
-    if settings.origin is None:
-        return driver, None
-    return driver, ModelledOrigin(objects, driver)
+    if len(gpus_of(settings.topology)) > 1:
+        raise SettingsError("topology.gpus: several GPUs were given, and one is opened")
+    (emulator,) = _open(settings, [directory], clock, objects)
+    return emulator.driver, emulator.origin
+
+
+def _open(
+    settings: Settings,
+    directories: list[ObjectDirectory],
+    clock: VirtualClock,
+    objects: Mapping[bytes, int],
+) -> list[Emulator]:
+    timeline, machine = Timeline(clock), Machine(settings)
+    routes = [machine.routes(gpu) for gpu in range(len(directories))]
+    contents = OriginContents(objects)
+    emulators = []
+    for gpu, directory, ways in zip(gpus_of(settings.topology), directories, routes, strict=True):
+        driver = VirtualDriver(
+            build_chain(settings),
+            _indexes(settings),
+            ways,
+            directory,
+            settings.page_bytes,
+            timeline,
+            machine.stations,
+        )
+        origin = None if settings.origin is None else ModelledOrigin(contents, driver)
+        emulators.append(Emulator(gpu, driver, directory, origin))
+    return emulators
 
 
 def open_repetition(
@@ -65,23 +112,30 @@ def open_repetition(
     """Levels as ``settings`` describe them, in virtual time, that are told what a log says.
 
     Args:
-        settings: checked first; a level without a model takes its preset.
+        settings: of one GPU, checked first; a level without a model takes its preset.
         clock: the virtual time.
         origin_extent_pages_max: most pages that the logged origin took as one extent.
         origin_batch_extents_max: most extents that it took in one read.
 
     Raises:
-        SettingsError: a setting is wrong, or the topology has no way to a level.
+        SettingsError: a setting is wrong, the topology has no way to a level or several GPUs.
     """
     validate(settings)
-    routes, stations = _machine(settings)
+    if len(gpus_of(settings.topology)) > 1:
+        raise SettingsError("topology.gpus: several GPUs were given, and a log is of one")
+    machine = Machine(settings)
     chain = build_chain(
         settings,
         origin_extent_pages_max=origin_extent_pages_max,
         origin_batch_extents_max=origin_batch_extents_max,
     )
     return RepeatingDriver(
-        chain, _indexes(settings), routes, settings.page_bytes, Timeline(clock), stations
+        chain,
+        _indexes(settings),
+        machine.routes(0),
+        settings.page_bytes,
+        Timeline(clock),
+        machine.stations,
     )
 
 
@@ -90,24 +144,3 @@ def _indexes(settings: Settings) -> list[PageIndex]:
         create_index(tier.capacity_bytes // settings.page_bytes, tier.ways, settings.seed)
         for tier in settings.tiers
     ]
-
-
-def _machine(settings: Settings) -> tuple[list[Route], Mapping[str, Station]]:
-    """The way of every level's pages, and all stations on the ways, by name."""
-    devices: dict[str, Station] = {
-        tier.name: _device(tier.model or default_model(tier.name), settings)
-        for tier in settings.tiers
-    }
-    if settings.origin is not None:
-        devices["origin"] = _device(settings.origin.model or default_model("origin"), settings)
-    if settings.topology is None:
-        return [Route((device,), (device,)) for device in devices.values()], devices
-    topology = Topology(settings.topology)
-    routes = [
-        topology.route(name, device, is_device=name in _ISSUED) for name, device in devices.items()
-    ]
-    return routes, {**devices, **topology.stations}
-
-
-def _device(model: DeviceModel, settings: Settings) -> Station:
-    return ModelledDevice(model, settings.seed)

@@ -82,10 +82,12 @@ class Route:
     Attributes:
         reads: on their way to the GPU.
         writes: on their way to the level.
+        first_slot: where the GPU's share begins of a device that several GPUs share.
     """
 
     reads: tuple[Station, ...]
     writes: tuple[Station, ...]
+    first_slot: int = 0
 
     def travel(self, timeline: Timeline, work: Work, arrived: Event) -> None:
         """Send work from now on through every station, and then let ``arrived`` happen."""

@@ -10,6 +10,7 @@ from kvtier.emulator.device import ModelledDevice
 from kvtier.emulator.station import Route, Station
 from kvtier.errors import SettingsError
 from kvtier.settings import LinkSettings, TopologySettings
+from kvtier.settings.gpus import gpus_of, issued_by, pairs_of, place_of
 
 
 class Hop(NamedTuple):
@@ -27,6 +28,8 @@ class Hop(NamedTuple):
 class Topology:
     """Links as stations: one for each direction, shared by all routes that pass it.
 
+    GPUs are given by their numbers.
+
     Args:
         settings: the graph.
 
@@ -39,35 +42,37 @@ class Topology:
         self._neighbours = _neighbours(settings.links)
         self._models = {link.name: link.model for link in settings.links}
         self._links: dict[str, Station] = {}
-        self._issue = None if settings.issue is None else ModelledDevice(settings.issue)
+        self._gpus = gpus_of(settings)
+        self._issues = _issues(settings)
 
     @property
     def stations(self) -> Mapping[str, Station]:
-        """By name: every direction of a link that some route passes, and ``issue``."""
-        issue = {} if self._issue is None else {"issue": self._issue}
-        return {**issue, **self._links}
+        """By name: every direction of a link that some route passes, and what issues."""
+        return {**dict(self._issues), **self._links}
 
-    def way(self, level: str, *, is_device: bool) -> list[Hop]:
-        """The links from a level to the GPU, nearest first.
+    def way(self, level: str, *, is_device: bool, gpu: int = 0) -> list[Hop]:
+        """The links from a level to a GPU, nearest first.
 
         Args:
             level: its name.
             is_device: a drive or the origin, whose pages may have to go through the host.
+            gpu: which one.
 
         Raises:
             SettingsError: the level is placed at no part, or there is no way.
         """
         settings = self._settings
-        place = settings.places.get(level, settings.gpu)
+        target = self._gpus[gpu]
+        place = place_of(settings, level, gpu)
         if is_device and settings.route == "host" and place != settings.host:
             to_host = self._shortest(level, place, settings.host)
-            return to_host + self._shortest(level, settings.host, settings.gpu)
-        return self._shortest(level, place, settings.gpu)
+            return to_host + self._shortest(level, settings.host, target)
+        return self._shortest(level, place, target)
 
-    def route(self, level: str, device: Station, *, is_device: bool) -> Route:
-        """What pages pass between a level's own device and the GPU; arguments as of :meth:`way`."""
-        issue = () if self._issue is None or not is_device else (self._issue,)
-        way = self.way(level, is_device=is_device)
+    def route(self, level: str, device: Station, *, is_device: bool, gpu: int = 0) -> Route:
+        """What pages pass between a level's own device and a GPU; arguments as of :meth:`way`."""
+        issue = (self._issues[gpu][1],) if self._issues and is_device else ()
+        way = self.way(level, is_device=is_device, gpu=gpu)
         back = [Hop(hop.link, hop.target, hop.source) for hop in reversed(way)]
         return Route(
             reads=(*issue, device, *map(self._station, way)),
@@ -112,10 +117,20 @@ def _neighbours(links: Sequence[LinkSettings]) -> dict[str, list[Hop]]:
     neighbours: dict[str, list[Hop]] = {}
     seen: set[str] = set()
     for link in links:
-        one, other = link.between
         if link.name in seen:
             raise SettingsError(f"topology: there are two links named {link.name}")
         seen.add(link.name)
-        neighbours.setdefault(one, []).append(Hop(link.name, one, other))
-        neighbours.setdefault(other, []).append(Hop(link.name, other, one))
+        for one, other in pairs_of(link):
+            neighbours.setdefault(one, []).append(Hop(link.name, one, other))
+            neighbours.setdefault(other, []).append(Hop(link.name, other, one))
     return neighbours
+
+
+def _issues(settings: TopologySettings) -> list[tuple[str, Station]]:
+    """What issues the operations of each GPU, with its name; none where there is no limit."""
+    if settings.issue is None:
+        return []
+    gpus = gpus_of(settings)
+    if len(gpus) == 1 or issued_by(settings) == "host":
+        return [("issue", ModelledDevice(settings.issue))] * len(gpus)
+    return [(f"issue ({gpu})", ModelledDevice(settings.issue)) for gpu in gpus]

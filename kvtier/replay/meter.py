@@ -57,6 +57,14 @@ class RequestMeter:
         """Requests computed, so long taken together."""
         self._computed_ns += request_ns
 
+    def merge(self, other: RequestMeter) -> None:
+        """Count what ``other``, whose time began with this one's, has counted until now."""
+        other._change(0)
+        self._latency.merge(other._latency)
+        self._waited_ns += other._waited_ns
+        self._computed_ns += other._computed_ns
+        self._request_ns += other._request_ns
+
     def to_dict(self, duration_s: float) -> dict[str, Any]:
         """The ``requests`` of a result, of a run that took ``duration_s`` until now."""
         self._change(0)

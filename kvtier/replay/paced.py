@@ -39,12 +39,15 @@ class Pace:
         tick_ns: batches are issued at multiples of it; 0: at once.
         speed: requests come at their recorded times, divided by this, and so are recorded
             compute times; None: as soon as there is room (a closed loop).
+        first_t_ns: the recorded time with which an open loop begins; None: that of the drive's
+            first request.
     """
 
     concurrency: int
     compute_ns: int | None
     tick_ns: int
     speed: float | None
+    first_t_ns: int | None = None
 
     def compute_before_ns(self, step: Step) -> int:
         """How long a request computes before ``step``."""
@@ -165,7 +168,9 @@ class PacedDrive:
 
     async def _drive(self, requests: AsyncIterator[ActiveRequest]) -> None:
         coming = await anext(requests, None)
-        start_ns, first_t_ns = self._meter.now_ns, coming.t_ns if coming else 0
+        start_ns, first_t_ns = self._meter.now_ns, self._pace.first_t_ns
+        if first_t_ns is None:
+            first_t_ns = coming.t_ns if coming else 0
         while coming or self._meter.in_flight:
             arrival_ns = None
             while coming and self._meter.in_flight < self._pace.concurrency:

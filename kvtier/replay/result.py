@@ -13,14 +13,16 @@ from kvtier.measure import Measurements
 from kvtier.metrics import LatencyHistogram
 from kvtier.pages import Purpose
 from kvtier.replay.crossover import crossover
+from kvtier.replay.fleet import Gpu
 from kvtier.replay.paced import Pace
 from kvtier.replay.payload import Verifier
 from kvtier.replay.series import Series
 from kvtier.settings import (
     DeviceModel,
-    ReplaySettings,
     Settings,
+    Spread,
     default_model,
+    device_names,
     model_source,
     to_dict,
 )
@@ -49,6 +51,8 @@ class Run:
         loads: in virtual time, what each of them let through.
         verifier: None where no bytes moved.
         notes: of the environment (O_DIRECT or page cache, …).
+        gpus: of which all that is the sum.
+        spread: how requests went to several.
         events: the event log that the run wrote or repeated.
     """
 
@@ -67,16 +71,15 @@ class Run:
     loads: Mapping[str, ReadLoad] | None
     verifier: Verifier | None
     notes: Mapping[str, Any]
+    gpus: Sequence[Gpu] = ()
+    spread: Spread | None = None
     events: Mapping[str, str] | None = None
 
 
 def to_result(run: Run) -> dict[str, Any]:
     """The mapping of docs/json.md, schema version 1."""
     settings, verifier = run.settings, run.verifier
-    levels = len(level_names(settings))
-    counters, measurements = total(run.counters.values(), levels), Measurements(levels)
-    for part in run.measurements.values():
-        measurements.merge(part)
+    counters, measurements = _of_all_purposes(run.counters, run.measurements)
     whole = _part(run, counters, measurements)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -89,15 +92,11 @@ def to_result(run: Run) -> dict[str, Any]:
         "seed": settings.seed,
         "duration_s": run.duration_s,
         "warmup": None,
-        "drive": {**_drive(settings.replay, run.pace), "events": run.events},
+        "drive": {**_drive(run), "events": run.events},
         "requests": dict(run.requests),
         "demand": whole["demand"],
         "batches": whole["batches"],
-        "writes": {
-            "objects": counters.written_objects,
-            "pages": counters.written_pages,
-            "bytes": counters.written_pages * settings.page_bytes,
-        },
+        "writes": _writes(counters, settings.page_bytes),
         "coalescing": whole["coalescing"],
         "tiers": whole["tiers"],
         "origin": whole["origin"],
@@ -106,6 +105,7 @@ def to_result(run: Run) -> dict[str, Any]:
             for purpose in Purpose
             if run.counters[purpose].reads
         },
+        "gpus": None if len(run.gpus) < 2 else [_gpu(run, gpu) for gpu in run.gpus],
         "models": None if run.busy_s is None else _models(settings),
         "series": run.series.to_dict(),
         "utilisation": _utilisation(run),
@@ -124,6 +124,35 @@ def level_names(settings: Settings) -> list[str]:
     """The levels in the order of the chain."""
     origin = [] if settings.origin is None else ["origin"]
     return [tier.name for tier in settings.tiers] + origin
+
+
+def _of_all_purposes(
+    counters: Mapping[Purpose, Counters], measurements: Mapping[Purpose, Measurements]
+) -> tuple[Counters, Measurements]:
+    levels = len(counters[Purpose.UNSTATED].levels)
+    whole = Measurements(levels)
+    for part in measurements.values():
+        whole.merge(part)
+    return total(counters.values(), levels), whole
+
+
+def _gpu(run: Run, gpu: Gpu) -> dict[str, Any]:
+    """One of several GPUs; its rates are of the whole run, so they add up."""
+    counters, measurements = _of_all_purposes(*gpu.measured)
+    return {
+        "name": gpu.name,
+        "requests": gpu.meter.to_dict(run.duration_s),
+        "writes": _writes(counters, run.settings.page_bytes),
+        **_part(run, counters, measurements),
+    }
+
+
+def _writes(counters: Counters, page_bytes: int) -> dict[str, int]:
+    return {
+        "objects": counters.written_objects,
+        "pages": counters.written_pages,
+        "bytes": counters.written_pages * page_bytes,
+    }
 
 
 def _part(run: Run, counters: Counters, measurements: Measurements) -> dict[str, Any]:
@@ -161,8 +190,9 @@ def _part(run: Run, counters: Counters, measurements: Measurements) -> dict[str,
     }
 
 
-def _drive(replay: ReplaySettings, pace: Pace | None) -> dict[str, Any]:
+def _drive(run: Run) -> dict[str, Any]:
     """How requests were driven; None where that is said by the trace, or plays no part."""
+    replay, pace = run.settings.replay, run.pace
     compute_ns = None if pace is None else pace.compute_ns
     return {
         "kind": replay.drive,
@@ -170,6 +200,8 @@ def _drive(replay: ReplaySettings, pace: Pace | None) -> dict[str, Any]:
         "compute_s": None if compute_ns is None else compute_ns / 1e9,
         "tick_s": None if pace is None else pace.tick_ns / 1e9,
         "speed": None if pace is None else pace.speed,
+        "gpus": max(1, len(run.gpus)) if run.mode == "simulate" else None,
+        "spread": run.spread if len(run.gpus) > 1 else None,
     }
 
 
@@ -211,20 +243,22 @@ def _origin(
 
 
 def _models(settings: Settings) -> list[dict[str, Any]]:
-    """What stood for each level."""
+    """What stood for each level, all of its devices together."""
     models: list[tuple[str, DeviceModel]] = [
         (tier.name, tier.model or default_model(tier.name)) for tier in settings.tiers
     ]
     if settings.origin is not None:
         models.append(("origin", settings.origin.model or default_model("origin")))
+    stations = {name: len(set(device_names(settings, name))) for name, _ in models}
+    devices = {name: model.devices * stations[name] for name, model in models}
     return [
         {
             "level": name,
             "preset": model.preset,
-            "devices": model.devices,
+            "devices": devices[name],
             "latency_us": model.latency_s * 1e6,
-            "iops": _model_iops(model, settings.page_bytes),
-            "bytes_per_s": model.bytes_per_s * model.devices,
+            "iops": _model_iops(model, settings.page_bytes) * stations[name],
+            "bytes_per_s": model.bytes_per_s * devices[name],
             "source": model_source(model)
             + ("" if model.flash is None else f"; IOPS are {_FLASH_IOPS}"),
         }
@@ -258,7 +292,8 @@ def _bottleneck(run: Run) -> str | None:
 
 def _crossover(run: Run, counters: Counters) -> dict[str, Any] | None:
     assert run.loads is not None
-    first = [tier.name for tier in run.settings.tiers[:1]]
+    names = (device_names(run.settings, tier.name) for tier in run.settings.tiers[:1])
+    first = list(dict.fromkeys(name for of_gpus in names for name in of_gpus))
     return crossover(run.loads, first, run.settings.page_bytes, counters.delivered)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
@@ -12,27 +12,34 @@ from typing import Any
 
 import numpy as np
 
-from kvtier.cache import Driver, TieredCache
+from kvtier.cache import TieredCache
 from kvtier.chain import Chain
 from kvtier.clock import Clock, VirtualClock, WallClock
-from kvtier.directory import ObjectDirectory
-from kvtier.emulator import VirtualLoop, open_emulator, open_repetition
-from kvtier.emulator.repeating import RepeatingDriver
+from kvtier.emulator import VirtualLoop
+from kvtier.errors import SettingsError
 from kvtier.events import EventLog, RecordingChain, open_event_log
 from kvtier.opening import open_cache
 from kvtier.replay.arena import Arena
-from kvtier.replay.logged import check_can_log, describe_log, new_header, open_fitting_log
+from kvtier.replay.fleet import (
+    Gpu,
+    drive_together,
+    merged_measured,
+    merged_meter,
+    open_emulated_caches,
+)
+from kvtier.replay.logged import check_can_log, describe_log, new_header
 from kvtier.replay.meter import RequestMeter
 from kvtier.replay.paced import Pace, PacedDrive
 from kvtier.replay.payload import Verifier
 from kvtier.replay.prepare import is_temporary, prepared_origin, temporary_origin
-from kvtier.replay.repeated import RepeatedDrive
+from kvtier.replay.repetition import repeat_trace
 from kvtier.replay.result import Run, level_names, to_result
 from kvtier.replay.series import Series
+from kvtier.replay.spread import Share, shares_of
 from kvtier.replay.waves import Waves
 from kvtier.replay.workload import Workload, check_simulation, load_workload
 from kvtier.replay.writing import ObjectWriter
-from kvtier.settings import ReplaySettings, Settings, check_machine, validate
+from kvtier.settings import ReplaySettings, Settings, check_machine, gpus_of, validate
 from kvtier.tiers import NvmeTier
 from kvtier.trace import PageTrace
 
@@ -75,6 +82,10 @@ async def replay_trace(
         KvtierError: the trace, the settings or a level cannot be used.
     """
     validate(settings)
+    if len(gpus_of(settings.topology)) > 1:
+        raise SettingsError(
+            "topology.gpus: a replay is one process with one cache; simulate it, or leave this out"
+        )
     check_machine(settings)
     if events is not None:
         check_can_log(settings)
@@ -86,6 +97,7 @@ async def replay_trace(
             settings = await stack.enter_async_context(temporary_origin(settings, stored))
         origin = await stack.enter_async_context(prepared_origin(settings, workload.trace, notify))
         clock = WallClock()
+        (share,) = shares_of(workload.trace, settings)
         log = logged = None
         make_chain: Callable[..., Chain] = Chain
         if events is not None:
@@ -101,7 +113,7 @@ async def replay_trace(
             cache.catalogue.directory,
             np.random.default_rng(settings.seed),
         )
-        run = await _drive(workload, settings, cache, clock, verifier, progress, log)
+        run = await _drive(workload, settings, {share: cache}, clock, verifier, progress, log)
         if log is not None:
             log.last(cache.driver.chain.counters, complete=run.complete)
         tiers = cache.driver.tiers
@@ -125,68 +137,36 @@ def simulate_trace(
     completions is repeated, and so are all decisions.
     """
     if events is not None:
-        return _repeat_trace(path, settings, events, limit, progress, notify)
+        # As on the wall clock, batches are issued when they are: there is no tick.
+        pace_of = partial(_pace, settings.replay, is_virtual=False)
+        return to_result(repeat_trace(path, settings, events, limit, pace_of, progress, notify))
     workload = load_workload(path, settings, limit, scaled=False)
     check_simulation(workload)
+    shares = shares_of(workload.trace, settings)
     notify(workload.summary(settings))
     objects = {}
     if isinstance(workload.trace, PageTrace):
         objects = {one.key: one.pages for one in workload.trace.objects}
     clock = VirtualClock()
-    directory = ObjectDirectory(settings.chain.objects_max)
-    driver, origin = open_emulator(settings, directory, clock, objects)
-    cache = TieredCache(driver, directory, origin, settings)
+    caches = open_emulated_caches(settings, clock, objects)
+    driver = caches[0].driver
     with asyncio.Runner(loop_factory=lambda: VirtualLoop(driver.timeline)) as runner:
-        run = runner.run(_drive(workload, settings, cache, clock, None, progress))
+        run = runner.run(
+            _drive(
+                workload,
+                settings,
+                dict(zip(shares, caches, strict=True)),
+                clock,
+                None,
+                progress,
+            )
+        )
     return to_result(
         replace(
             run,
             engines=["modelled"] * len(settings.tiers),
             busy_s={name: one.busy_ns / 1e9 for name, one in driver.stations.items()},
             loads={name: one.load for name, one in driver.stations.items()},
-        )
-    )
-
-
-def _repeat_trace(
-    path: Path,
-    settings: Settings,
-    events: Path,
-    limit: int | None,
-    progress: Progress,
-    notify: Notify,
-) -> Mapping[str, Any]:
-    """Repeat a log in virtual time; blocks have as many pages as in a replay."""
-    check_can_log(settings)
-    workload = load_workload(path, settings, limit, scaled=True)
-    logged = open_fitting_log(events, workload, settings)
-    notify(workload.summary(settings))
-    clock = VirtualClock()
-    driver = open_repetition(
-        settings,
-        clock,
-        origin_extent_pages_max=logged.header.origin_extent_pages_max,
-        origin_batch_extents_max=logged.header.origin_batch_extents_max,
-    )
-
-    def repeat(meter: RequestMeter, after_batch: Callable[[], None]) -> Awaitable[bool]:
-        drive = RepeatedDrive(
-            logged, driver, settings=settings, meter=meter, after_batch=after_batch
-        )
-        return drive.drive()
-
-    # As on the wall clock, batches are issued when they are: there is no tick.
-    pace = _pace(settings.replay, is_virtual=False)
-    with asyncio.Runner() as runner:
-        work = _measure(workload, settings, driver, clock, None, pace, progress, repeat)
-        run = runner.run(work)
-    return to_result(
-        replace(
-            run,
-            engines=["modelled"] * len(settings.tiers),
-            busy_s={name: one.busy_ns / 1e9 for name, one in driver.stations.items()},
-            loads={name: one.load for name, one in driver.stations.items()},
-            events=describe_log(events, logged.header),
         )
     )
 
@@ -194,52 +174,43 @@ def _repeat_trace(
 async def _drive(
     workload: Workload,
     settings: Settings,
-    cache: TieredCache[Any],
+    caches: Mapping[Share, TieredCache[Any]],
     clock: Clock,
     verifier: Verifier | None,
     progress: Progress,
     log: EventLog | None = None,
 ) -> Run:
-    pace = _pace(settings.replay, is_virtual=verifier is None)
-
-    async def drive(meter: RequestMeter, after_round: Callable[[], None]) -> bool:
-        made = _make_drive(settings, pace, cache, verifier, meter, after_round, log)
-        await made.drive(workload.active(cache))
-        return True
-
-    return await _measure(workload, settings, cache.driver, clock, verifier, pace, progress, drive)
-
-
-async def _measure(
-    workload: Workload,
-    settings: Settings,
-    driver: Driver | RepeatingDriver,
-    clock: Clock,
-    verifier: Verifier | None,
-    pace: Pace | None,
-    progress: Progress,
-    drive: Callable[[RequestMeter, Callable[[], None]], Awaitable[bool]],
-) -> Run:
-    """Measure a drive, which returns whether it took the whole trace."""
-    chain = driver.chain
+    """Drive the share of each GPU into its cache."""
     series = Series(clock, settings.replay.series_interval_s, level_names(settings))
-    meter = RequestMeter(clock)
+    names = gpus_of(settings.topology)
+    gpus = [Gpu(names[share.gpu], cache, RequestMeter(clock)) for share, cache in caches.items()]
+    chains = [gpu.cache.driver.chain for gpu in gpus]
 
     def after_round() -> None:
-        series.observe(chain)
-        progress(meter.finished, workload.requests)
+        series.observe(chains)
+        progress(sum(gpu.meter.finished for gpu in gpus), workload.requests)
 
+    pace = _pace(settings.replay, workload, is_virtual=verifier is None)
+    drives = [
+        _make_drive(settings, pace, gpu.cache, verifier, gpu.meter, after_round, log).drive(
+            workload.active(gpu.cache, share)
+        )
+        for gpu, share in zip(gpus, caches, strict=True)
+    ]
     start_ns = clock.now_ns()
-    complete = False
+    complete = True
     try:
-        complete = await drive(meter, after_round)
+        await drive_together(drives)
     except asyncio.CancelledError:
         # Ctrl-C: the counts advance at completion, so what was measured so far is consistent.
+        complete = False
         task = asyncio.current_task()
         if task is not None:
             task.uncancel()
     duration_s = (clock.now_ns() - start_ns) / 1e9
-    series.observe(chain, last=True)
+    series.observe(chains, last=True)
+    meter = merged_meter(gpus, clock)
+    counters, measurements = merged_measured([gpu.measured for gpu in gpus])
     return Run(
         mode="simulate" if verifier is None else "replay",
         complete=complete,
@@ -249,13 +220,15 @@ async def _measure(
         duration_s=duration_s,
         pace=pace,
         requests=meter.to_dict(duration_s),
-        counters=chain.by_purpose,
-        measurements=driver.measurements,
+        counters=counters,
+        measurements=measurements,
         series=series,
         busy_s=None,
         loads=None,
         verifier=verifier,
         notes={},
+        gpus=gpus,
+        spread=next(iter(caches)).spread,
     )
 
 
@@ -302,7 +275,7 @@ def _make_drive(
     )
 
 
-def _pace(replay: ReplaySettings, *, is_virtual: bool) -> Pace | None:
+def _pace(replay: ReplaySettings, workload: Workload, *, is_virtual: bool) -> Pace | None:
     """How requests go at their own pace; None in waves."""
     if replay.drive == "waves":
         return None
@@ -314,4 +287,5 @@ def _pace(replay: ReplaySettings, *, is_virtual: bool) -> Pace | None:
         compute_ns=None if compute_s is None else round(compute_s * 1e9),
         tick_ns=round(replay.tick_s * 1e9) if is_virtual else 0,
         speed=replay.speed if replay.drive == "open" else None,
+        first_t_ns=workload.first_t_ns if replay.drive == "open" else None,
     )

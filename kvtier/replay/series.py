@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kvtier.chain import Chain
+from kvtier.chain import Chain, total
 from kvtier.clock import Clock
 
 POINTS_MAX = 512
@@ -29,13 +29,13 @@ class Series:
         self._points: list[tuple[int, ...]] = []
         """Per point: ns since the start, reads, and three counts of each level, since the start."""
 
-    def observe(self, chain: Chain, *, last: bool = False) -> None:
-        """Note the counts, if an interval has passed since the last point or the run has ended."""
+    def observe(self, chains: Sequence[Chain], *, last: bool = False) -> None:
+        """Note the counts of all chains, if an interval has passed or the run has ended."""
         elapsed_ns = self._clock.now_ns() - self._start_ns
         previous_ns = self._points[-1][0] if self._points else 0
         if elapsed_ns - previous_ns < self._interval_ns and not (last and elapsed_ns > previous_ns):
             return
-        counters = chain.counters
+        counters = total((chain.counters for chain in chains), len(self._levels))
         lookups = [level.lookups for level in counters.levels]
         hits = [level.hits for level in counters.levels]
         delivered = [level.rows_delivered for level in counters.levels]

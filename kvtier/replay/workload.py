@@ -13,8 +13,9 @@ from kvtier.cache import TieredCache
 from kvtier.errors import LimitError, SettingsError
 from kvtier.pages import U32
 from kvtier.replay.active import ActiveRequest, PageIo, PrefixLoad
+from kvtier.replay.spread import Share
 from kvtier.settings import Settings
-from kvtier.trace import PageTrace, RequestTrace, footprint, geometry, open_trace
+from kvtier.trace import PageTrace, Request, RequestTrace, footprint, geometry, open_trace
 from kvtier.units import format_bytes, format_count
 
 SCALED_PAGES_PER_BLOCK: Final = 4
@@ -57,15 +58,24 @@ class Workload:
         """Distinct pages."""
         return self.unique * max(1, self.pages_per_block)
 
-    async def active(self, cache: TieredCache[Any]) -> AsyncIterator[ActiveRequest]:
-        """The requests, one after the other; none has begun."""
+    @property
+    def first_t_ns(self) -> int:
+        """When the first request came, in ns from the trace's start; 0 where there is none."""
+        for request in self.trace.requests(min(1, self.requests)):
+            return request.t_ns if isinstance(request, Request) else int(request.t_ns[0])
+        return 0
+
+    async def active(self, cache: TieredCache[Any], share: Share) -> AsyncIterator[ActiveRequest]:
+        """The requests of a share, one after the other; none has begun."""
         if isinstance(self.trace, RequestTrace):
-            for request in self.trace.requests(self.limit):
-                yield PrefixLoad(request, self.pages_per_block, cache)
+            for number, request in enumerate(self.trace.requests(self.limit)):
+                if share.has(number, request):
+                    yield PrefixLoad(request, self.pages_per_block, cache)
             return
         object_ids = await self._open_objects(self.trace, cache)
-        for page_request in self.trace.requests(self.limit):
-            yield PageIo(page_request, object_ids)
+        for number, page_request in enumerate(self.trace.requests(self.limit)):
+            if share.has(number, page_request):
+                yield PageIo(page_request, object_ids)
 
     async def _open_objects(self, trace: PageTrace, cache: TieredCache[Any]) -> U32:
         opened = await cache.open([one.key for one in trace.objects])

@@ -75,7 +75,7 @@ def agreements(runs: Sequence[Run]) -> list[Agreement]:
     Those are complete runs of one trace, seed, page size, chain and concurrency, with the same
     tiers and the same way to read and write the origin, in waves: in any other drive decisions
     depend on time, unless it repeats the event log of the other run. Engines, devices and models
-    may differ.
+    may differ. Several GPUs are as many in all of them, with requests spread alike.
     """
     complete = [run for run in runs if run.result["complete"] and _is_decided(run.result)]
     return [
@@ -86,8 +86,12 @@ def agreements(runs: Sequence[Run]) -> list[Agreement]:
 
 
 def is_timeless(result: Values) -> bool:
-    """Its decisions depend on no time: it was driven in waves, as all of older versions were."""
-    return find(result, "drive.kind") in (None, "waves")
+    """Its decisions depend on no time: it was driven in waves, as all of older versions were.
+
+    Several GPUs that write find what another has written, or do not yet: that depends on time.
+    """
+    is_shared = bool(result.get("gpus")) and result["writes"]["objects"] > 0
+    return find(result, "drive.kind") in (None, "waves") and not is_shared
 
 
 def _is_decided(result: Values) -> bool:
@@ -169,4 +173,6 @@ def _decided_by(result: Values) -> object:
         keys += [f"config.tiers.{number}.{field}" for field in fields]
     if result["origin"] is not None:
         keys += [f"config.origin.{field}" for field in extents]
+    if result.get("gpus"):
+        keys += ["drive.gpus", "drive.spread"]
     return [[key, find(result, key)] for key in keys]

@@ -13,22 +13,14 @@ from typing import Any, Final, Literal
 from kvtier.errors import SettingsError
 from kvtier.report import schema
 
-_ADDED_LATER: Final = frozenset(
-    {
-        "name",
-        "by_purpose",
-        "models",
-        "lookups",
-        "delivered",
-        "drive",
-        "requests",
-        "crossover",
-        "events",
-    }
-)
-"""Keys of ``Result``, ``Series`` and ``Drive`` that the first files of version 1 do not have."""
-
-_GREW: Final = (schema.Result, schema.Series, schema.Drive)
+_ADDED_LATER: Final[Mapping[object, frozenset[str]]] = {
+    schema.Result: frozenset(
+        {"name", "by_purpose", "gpus", "models", "drive", "requests", "crossover"}
+    ),
+    schema.Series: frozenset({"lookups", "delivered"}),
+    schema.Drive: frozenset({"gpus", "spread", "events"}),
+}
+"""Keys that the first files of version 1 do not have."""
 
 _COUNT_MAX: Final = 1 << 63
 
@@ -111,7 +103,7 @@ def _check_table(kind: Any, value: object, key: str) -> None:
         inner = f"{key}.{name}" if key else name
         if name in table:
             _check(hint, table[name], inner)
-        elif not (kind in _GREW and name in _ADDED_LATER):
+        elif name not in _ADDED_LATER.get(kind, ()):
             raise _Wrong(f"{inner} is missing")
 
 

@@ -189,6 +189,11 @@ def parts_of(result: Values) -> dict[str, Values]:
     return parts if len(parts) > 1 else {}
 
 
+def gpus_of(result: Values) -> list[Values]:
+    """The GPUs of a result, if there are several."""
+    return result.get("gpus") or []
+
+
 def iops_row(page_bytes: int) -> Row:
     """IOPS never stand without their page size."""
     return Row(f"IOPS ({format_bytes(page_bytes)})", "iops", format_count)

@@ -52,10 +52,11 @@ class Events(TypedDict):
 
 
 class Drive(TypedDict):
-    """How requests were driven: in waves by ``concurrency`` alone.
+    """How requests were driven: in waves by ``concurrency`` alone, which each GPU has.
 
-    ``compute_s`` is None where the trace says it, too; ``speed`` is of an open loop; ``events`` is
-    the log that a replay wrote, or a simulation repeated.
+    ``compute_s`` is None where the trace says it, too; ``speed`` is of an open loop. ``gpus`` is
+    how many were modelled, None in a replay; ``spread`` how requests went to several;
+    ``events`` is the log that a replay wrote, or a simulation repeated.
     """
 
     kind: Literal["waves", "closed", "open"]
@@ -63,6 +64,8 @@ class Drive(TypedDict):
     compute_s: float | None
     tick_s: float | None
     speed: float | None
+    gpus: int | None
+    spread: str | None
     events: Events | None
 
 
@@ -155,7 +158,7 @@ class Series(TypedDict):
 
 
 class Model(TypedDict):
-    """The device that stood for a level in virtual time, all of its ``devices`` together."""
+    """The devices that stood for a level in virtual time, for all GPUs, all of them together."""
 
     level: str
     preset: str
@@ -200,10 +203,24 @@ class Part(TypedDict):
     origin: Origin | None
 
 
+class Gpu(TypedDict):
+    """What was done for one of several GPUs; rates are per second of the whole run."""
+
+    name: str
+    requests: Requests
+    writes: Writes
+    demand: Demand
+    batches: Batches
+    coalescing: Coalescing
+    tiers: list[Tier]
+    origin: Origin | None
+
+
 class Result(TypedDict):
     """One run. ``complete`` is false when it was interrupted; the sums hold all the same.
 
     ``by_purpose`` has ``prefix``, ``sparse`` and ``unstated``, as far as there were such reads.
+    ``gpus`` are those of which everything is the sum, None where there is one.
     """
 
     schema_version: Literal[1]
@@ -225,6 +242,7 @@ class Result(TypedDict):
     tiers: list[Tier]
     origin: Origin | None
     by_purpose: dict[str, Part]
+    gpus: list[Gpu] | None
     models: list[Model] | None
     series: Series
     utilisation: dict[str, float] | None
@@ -256,13 +274,16 @@ def check_sums(result: Mapping[str, Any]) -> list[str]:
 
     ``demand.reads = demand.unique + coalescing.folded``, and ``demand.unique`` = all tier hits +
     ``coalescing.joined`` + origin hits + origin failures + ``demand.absent``. The same for the
-    reads of each purpose, whose counts add up to those of the whole.
+    reads of each purpose, and for those of each GPU, whose counts add up to those of the whole.
     """
     rules = list(sum_rules(result))
-    parts: Mapping[str, Mapping[str, Any]] | None = result.get("by_purpose")
-    if parts is not None:  # an older version did not count by purpose
-        for purpose, part in parts.items():
-            rules += ((f"{purpose}: {sentence}", holds) for sentence, holds in sum_rules(part))
+    by_purpose: Mapping[str, Mapping[str, Any]] | None = result.get("by_purpose")
+    by_gpu = {gpu["name"]: gpu for gpu in result.get("gpus") or ()}
+    for parts in (by_purpose, by_gpu or None):
+        if parts is None:  # of one GPU, or of an older version, which did not count by purpose
+            continue
+        for name, part in parts.items():
+            rules += ((f"{name}: {sentence}", holds) for sentence, holds in sum_rules(part))
         rules += _part_rules(result, parts)
     return [f"not so: {sentence}" for sentence, holds in rules if not holds]
 
@@ -310,12 +331,12 @@ def _part_rules(
     counts = [_counts(part) for part in parts.values()]
     for name, whole in _counts(result).items():
         shares = [part.get(name, 0) for part in counts]
-        terms = (f"{share:,} {purpose}" for share, purpose in zip(shares, parts, strict=True))
+        terms = (f"{share:,} {part}" for share, part in zip(shares, parts, strict=True))
         yield f"{whole:,} {name} = {' + '.join(terms) or 0}", whole == sum(shares)
 
 
 def _counts(part: Mapping[str, Any]) -> dict[str, int]:
-    """The counts that add up from purpose to purpose, by what they are called."""
+    """The counts that add up over purposes and over GPUs, by what they are called."""
     levels = {tier["name"]: tier for tier in part["tiers"]}
     if part["origin"] is not None:
         levels["origin"] = part["origin"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from kvtier.report.rows import (
     BYTES_DELIVERED,
@@ -28,6 +28,7 @@ from kvtier.report.rows import (
     exact,
     factor,
     find,
+    gpus_of,
     iops_row,
     level_keys,
     level_rows,
@@ -35,6 +36,15 @@ from kvtier.report.rows import (
     percent,
 )
 from kvtier.units import format_bytes, format_count, format_seconds
+
+_GPUS_COMPARED: Final = 8
+"""GPUs that have lines of their own among the headline numbers."""
+
+_GPUS_LISTED: Final = 64
+"""GPUs of which a table has every number; a result has those of all."""
+
+_STATIONS_COMPARED: Final = 24
+"""Devices and links whose utilisation is among the headline numbers, the first ones of a result."""
 
 
 class Section(NamedTuple):
@@ -61,8 +71,24 @@ def headline(result: Values) -> Iterator[Section]:
         yield Section(name, (*section.rows, *whole))
     for purpose, part in parts_of(result).items():
         yield _section(purpose, f"by_purpose.{purpose}", part_headline(part, page_bytes))
-    yield Section("busy", (Row("bottleneck", "bottleneck", str), *_busy_rows(result)))
+    yield Section(
+        "busy", (Row("bottleneck", "bottleneck", str), *_busy_rows(result)[:_STATIONS_COMPARED])
+    )
+    yield from _gpu_headline(result)
     yield _section("verify", "verify", VERIFY_ROWS)
+
+
+def _gpu_headline(result: Values) -> Iterator[Section]:
+    """Rate and tail of each GPU, as far as there is room for them."""
+    gpus = gpus_of(result)
+    if not gpus:
+        return
+    rows: list[Row] = []
+    for number, gpu in enumerate(gpus[:_GPUS_COMPARED]):
+        for row in (iops_row(result["trace"]["page_bytes"]), P99):
+            named = row._replace(label=f"{gpu['name']} {row.label}")
+            rows.append(named.under(f"gpus.{number}.demand"))
+    yield Section("GPUs", tuple(rows))
 
 
 def part_headline(part: Values, page_bytes: int) -> tuple[Row, ...]:
@@ -75,12 +101,15 @@ def part_headline(part: Values, page_bytes: int) -> tuple[Row, ...]:
 
 
 def every_number(result: Values) -> Iterator[Section]:
-    """All counts, rates and latencies of a result, then those of each purpose."""
+    """All counts, rates and latencies of a result, then of each purpose and each GPU."""
     yield Section("run", (Row("duration", "duration_s", format_seconds),))
     yield _section("requests", "requests", REQUEST_ROWS)
     yield from _part_sections(result, "", "")
     for purpose in parts_of(result):
         yield from _part_sections(result, f"by_purpose.{purpose}", f"{purpose}: ")
+    for number, gpu in enumerate(gpus_of(result)[:_GPUS_LISTED]):
+        yield _section(f"{gpu['name']}: requests", f"gpus.{number}.requests", REQUEST_ROWS)
+        yield from _part_sections(result, f"gpus.{number}", f"{gpu['name']}: ")
     writes = (
         Row("objects", "objects", exact, is_decision=True),
         Row("pages", "pages", exact, is_decision=True),
@@ -110,6 +139,8 @@ def setup(result: Values) -> Iterator[Section]:
             Row("coalescing", "config.chain.coalesce", _on),
             Row("drive", "drive.kind", str),
             Row("requests at once", "config.replay.concurrency", exact),
+            Row("GPUs", "drive.gpus", exact),
+            Row("spread", "drive.spread", str),
             Row("compute", "drive.compute_s", format_seconds),
             Row("tick", "drive.tick_s", format_seconds),
             Row("speed", "drive.speed", factor),
@@ -157,7 +188,7 @@ def shares(part: Values, path: str = "") -> tuple[Row, ...]:
 
 
 def _part_sections(result: Values, path: str, title: str) -> Iterator[Section]:
-    """All numbers of a result or, at ``path``, of its part for one purpose."""
+    """All numbers of a result or, at ``path``, of its part for one purpose or one GPU."""
     page_bytes = result["trace"]["page_bytes"]
     part = find(result, path) if path else result
     sections = [

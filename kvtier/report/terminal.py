@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from rich import box
 from rich.console import Console
@@ -14,6 +14,7 @@ from rich.text import Text
 from kvtier.report.rows import (
     COALESCING_ROWS,
     LATENCY_ROWS,
+    READS_PER_ORIGIN_READ,
     REQUEST_ROWS,
     VERIFY_ROWS,
     Row,
@@ -21,6 +22,7 @@ from kvtier.report.rows import (
     demand_rows,
     exact,
     factor,
+    gpus_of,
     level_rows,
     levels_of,
     parts_of,
@@ -30,6 +32,15 @@ from kvtier.report.schema import check_figures, check_sums, sum_rules
 from kvtier.report.sections import part_headline
 from kvtier.units import format_bytes, format_count, format_seconds
 
+_GPUS_SHOWN: Final = 16
+"""Lines of the table of GPUs; there may be hundreds."""
+
+_CROSSINGS_SHOWN: Final = 8
+"""Stations of which a summary says from which hit rate on they keep up."""
+
+_STATIONS_SHOWN: Final = 16
+"""Devices and links of which a summary says how busy they were."""
+
 
 def print_report(result: Mapping[str, Any], console: Console) -> None:
     """Show a result: what ran, every level, demand and coalescing, and the sums that must hold."""
@@ -37,6 +48,8 @@ def print_report(result: Mapping[str, Any], console: Console) -> None:
     console.print(_level_table(result))
     if parts_of(result):
         console.print(_part_table(result))
+    if gpus_of(result):
+        console.print(_gpu_table(result))
     console.print(_summary_table(result))
     print_broken_sums(result, console)
 
@@ -111,6 +124,23 @@ def _part_table(result: Values) -> Table:
     return table
 
 
+def _gpu_table(result: Values) -> Table:
+    """A line for each GPU: its requests, and the headline numbers of its reads."""
+    gpus = gpus_of(result)
+    ended = Row("requests", "requests.count", exact)
+    headline = part_headline(gpus[0], result["trace"]["page_bytes"])
+    rows = (ended, *(row for row in headline if row is not READS_PER_ORIGIN_READ))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for row in rows:
+        table.add_column(Text(row.label), justify="right")
+    for gpu in gpus[:_GPUS_SHOWN]:
+        table.add_row(Text(gpu["name"]), *(Text(row.show(gpu)) for row in rows))
+    if len(gpus) > _GPUS_SHOWN:
+        table.caption = f"and {len(gpus) - _GPUS_SHOWN} more: --json has them all"
+    return table
+
+
 def _summary_table(result: Values) -> Table:
     table = Table.grid(padding=(0, 2))
     for name, text in _summary(result):
@@ -133,15 +163,23 @@ def _summary(result: Values) -> Iterator[tuple[str, str]]:
         size = format_bytes(writes["bytes"])
         yield "writes", f"{writes['objects']:,} objects, {writes['pages']:,} pages, {size}"
     if result["utilisation"]:
-        shares = ", ".join(f"{name} {used:.0%}" for name, used in result["utilisation"].items())
+        shares = _busiest(result["utilisation"])
         yield "utilisation", f"{shares}; bottleneck: {result['bottleneck'] or 'none'}"
     yield from _crossings(result.get("crossover"))
     yield "verify", _verified(result["verify"])
 
 
 def _crossings(crossover: Values | None) -> Iterator[tuple[str, str]]:
-    """A line for each station below the first tier; an older version did not say."""
-    for number, one in enumerate(crossover["stations"] if crossover else ()):
+    """A line for each station below the first tier; an older version did not say.
+
+    Of many stations, those that are the farthest from what they need.
+    """
+    stations = crossover["stations"] if crossover else []
+    farthest = sorted(stations, key=lambda one: one["hit_rate"] - one["hit_rate_needed"])
+    for number, one in enumerate(stations if len(stations) <= _CROSSINGS_SHOWN else farthest):
+        if number == _CROSSINGS_SHOWN:
+            yield "", f"and {len(stations) - number} stations that are nearer to it"
+            break
         bound = "binds" if one["binds"] else "does not bind"
         needed, there_was = percent(one["hit_rate_needed"]), percent(one["hit_rate"])
         yield (
@@ -151,10 +189,20 @@ def _crossings(crossover: Values | None) -> Iterator[tuple[str, str]]:
         )
 
 
+def _busiest(utilisation: Mapping[str, float]) -> str:
+    """Devices and links in their order, as far as they are among the busiest."""
+    kept = sorted(utilisation, key=lambda name: -utilisation[name])[:_STATIONS_SHOWN]
+    shares = ", ".join(f"{name} {used:.0%}" for name, used in utilisation.items() if name in kept)
+    left = len(utilisation) - len(kept)
+    return f"{shares}, and {left} less busy" if left else shares
+
+
 def _driven(drive: Values) -> str:
     """The kind of drive, and what it was given."""
+    several = (drive.get("gpus") or 1) > 1
     rows = (
-        Row("at once", "concurrency", exact),
+        *((Row("GPUs", "gpus", exact), Row("spread", "spread", str)) if several else ()),
+        Row("at once on each" if several else "at once", "concurrency", exact),
         Row("compute", "compute_s", format_seconds),
         Row("tick", "tick_s", format_seconds),
         Row("speed", "speed", factor),

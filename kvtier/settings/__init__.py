@@ -6,6 +6,7 @@ held in bytes, seconds and bytes per second. Parts that do work are never in her
 
 from kvtier.settings.checks import validate
 from kvtier.settings.described import to_dict
+from kvtier.settings.gpus import device_names, gpus_of
 from kvtier.settings.machine import check_machine
 from kvtier.settings.presets import MODEL_PRESETS, default_model, model_source
 from kvtier.settings.toml import default_settings, load_settings, parse_assignment
@@ -18,6 +19,7 @@ from kvtier.settings.values import (
     OriginSettings,
     ReplaySettings,
     Settings,
+    Spread,
     TierName,
     TierSettings,
     TopologySettings,
@@ -34,6 +36,7 @@ __all__ = [
     "OriginSettings",
     "ReplaySettings",
     "Settings",
+    "Spread",
     "TierName",
     "TierSettings",
     "TopologySettings",
@@ -41,6 +44,8 @@ __all__ = [
     "check_machine",
     "default_model",
     "default_settings",
+    "device_names",
+    "gpus_of",
     "load_settings",
     "model_source",
     "parse_assignment",

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple, get_args
 
 from kvtier.errors import SettingsError
 from kvtier.pages import SETS_MAX, check_page_bytes
+from kvtier.settings.gpus import gpu_problems
 from kvtier.settings.keys import toml_key
 from kvtier.settings.presets import flash_model
 from kvtier.settings.values import (
@@ -225,6 +226,7 @@ def _topology_problems(settings: Settings) -> Iterator[Problem]:
         yield from _model_problems(f"topology.links.{link.name}.model", link.model)
     if topology.issue is not None:
         yield from _model_problems("topology.issue", topology.issue)
+    yield from (Problem(*finding) for finding in gpu_problems(topology))
     known = (*TIER_ORDER, "origin")
     for name in topology.places:
         if name not in known:

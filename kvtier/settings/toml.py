@@ -17,15 +17,19 @@ from typing import Any, Final, Literal, TypeVar
 from kvtier.errors import SettingsError
 from kvtier.settings.checks import TIER_ORDER, find_problems
 from kvtier.settings.document import DEPTH_MAX, parse_document
+from kvtier.settings.gpus import GPUS_MAX
 from kvtier.settings.keys import toml_key
-from kvtier.settings.presets import DEFAULT_TOML, MODEL_PRESETS, flash_model
-from kvtier.settings.values import DeviceModel, LinkSettings, Settings, TierSettings
+from kvtier.settings.presets import DEFAULT_TOML, MODEL_PRESETS, default_model, flash_model
+from kvtier.settings.values import DeviceModel, LinkSettings, Parts, Settings, TierSettings
 from kvtier.settings.ways import without_places
 from kvtier.ssd import SsdModel
 from kvtier.units import parse_bytes, parse_rate, parse_seconds
 
 T = TypeVar("T")
 
+_RATES: Final = frozenset({"latency", "iops", "bandwidth"})
+"""Keys of a device model; a table that has one of them describes a device of its own."""
+_UNIONS: Final = (types.UnionType, typing.Union)  # the second where one is a Literal
 _SCALARS: Final[Mapping[type, str]] = {
     bool: "true or false",
     int: "a whole number",
@@ -199,7 +203,7 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
 
 def _convert(hint: Any, name: str, value: object, place: _Place) -> object:
     """``value`` as the type and the unit of the field ``name``."""
-    if typing.get_origin(hint) is types.UnionType:
+    if hint not in _BUILDERS and typing.get_origin(hint) in _UNIONS:
         hint = next(option for option in typing.get_args(hint) if option is not types.NoneType)
     if hint in _BUILDERS:
         return _BUILDERS[hint](value, place)
@@ -208,8 +212,8 @@ def _convert(hint: Any, name: str, value: object, place: _Place) -> object:
     if typing.get_origin(hint) is Mapping:
         if not isinstance(value, dict):
             raise place.wrong(value, "a table")
-        if typing.get_args(hint)[1] is str:
-            value = {key: _scalar(str, item, place.at(key)) for key, item in value.items()}
+        if typing.get_args(hint)[1] == Parts:
+            value = {key: _parts(item, place.at(key)) for key, item in value.items()}
         return types.MappingProxyType(value)
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast("type", hint), value, place)
@@ -240,11 +244,32 @@ def _build_links(table: object, place: _Place) -> tuple[LinkSettings, ...]:
     )
 
 
-def _pair(value: object, place: _Place) -> tuple[str, str]:
+def _ends(value: object, place: _Place) -> tuple[Parts, Parts]:
+    wanted = "the two parts that it links, as ['gpu', 'switch'] or [['gpu0', 'gpu1'], 'switch']"
     match value:
-        case [str(one), str(other)]:
-            return one, other
-    raise place.wrong(value, "the two parts that it links, as ['gpu', 'switch']")
+        case [str() | list() as one, str() | list() as other]:
+            return _parts(one, place, wanted), _parts(other, place, wanted)
+    raise place.wrong(value, wanted)
+
+
+def _parts(
+    value: object, place: _Place, wanted: str = "a part, or a list with one of each GPU"
+) -> Parts:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value and all(isinstance(name, str) for name in value):
+        return tuple(value)
+    raise place.wrong(value, wanted)
+
+
+def _gpus(value: object, place: _Place) -> tuple[str, ...]:
+    """The names of GPUs; of a number ``n``, ``gpu0`` to ``gpu{n-1}``."""
+    if type(value) is int and 1 <= value <= GPUS_MAX:
+        return tuple(f"gpu{number}" for number in range(value))
+    parts = value if isinstance(value, list) and 1 <= len(value) <= GPUS_MAX else None
+    if parts is None or not all(isinstance(name, str) for name in parts):
+        raise place.wrong(value, f"names, as ['gpu0', 'gpu1'], or how many, from 1 to {GPUS_MAX}")
+    return tuple(parts)
 
 
 def _build_model(table: object, place: _Place) -> DeviceModel:
@@ -256,6 +281,8 @@ def _build_model(table: object, place: _Place) -> DeviceModel:
     if isinstance(table, dict) and "flash" in table:
         base = _build_flash(table["flash"], place, base)
         table = {key: value for key, value in table.items() if key != "flash"}
+    elif base is None and isinstance(table, dict) and not _RATES & table.keys():
+        base = _default_of(place.key)
     return _build(DeviceModel, table, place, base=base)
 
 
@@ -272,10 +299,21 @@ def _build_flash(table: object, place: _Place, base: DeviceModel | None) -> Devi
     return dataclasses.replace(flash_model(flash), preset=base.preset)
 
 
+def _default_of(key: str) -> DeviceModel | None:
+    """The model that a level has without a table; None of what has none."""
+    match key.split("."):
+        case ["tiers", ("hbm" | "dram" | "nvme") as level, "model"]:
+            return default_model(level)
+        case ["origin", "model"]:
+            return default_model("origin")
+    return None
+
+
 _BUILDERS: Final[Mapping[Any, Callable[[object, _Place], object]]] = {
     tuple[TierSettings, ...]: _build_tiers,
     tuple[LinkSettings, ...]: _build_links,
-    tuple[str, str]: _pair,
+    tuple[Parts, Parts]: _ends,
+    tuple[str, ...]: _gpus,
     DeviceModel: _build_model,
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from kvtier.pages import PAGE_BYTES_DEFAULT
 from kvtier.ssd import SsdModel
@@ -17,6 +17,11 @@ Device = Literal["auto", "cuda", "cpu"]
 Engine = Literal["threads", "aiofiles"]
 Drive = Literal["waves", "closed", "open"]
 RouteKind = Literal["p2p", "host"]
+Spread = Literal["session", "round_robin"]
+IssuedBy = Literal["gpu", "host"]
+
+Parts: TypeAlias = str | tuple[str, ...]
+"""A part of a machine, or several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +161,9 @@ class ReplaySettings:
         tick_s: in virtual time, batches are issued at multiples of it, and those of one moment
             share a chain batch. On the wall clock those do that are ready at once.
         speed: recorded times of an open loop are divided by it.
+        spread: which of several GPUs a request goes to. ``session``: all requests of a session to
+            one, chosen by hash. ``round_robin``: one after the other. None takes ``session`` for
+            a request trace, and ``round_robin`` for a page trace, which has no sessions.
     """
 
     concurrency: int = 64
@@ -167,6 +175,7 @@ class ReplaySettings:
     compute_s: float | None = None
     tick_s: float = 10e-6
     speed: float = 1.0
+    spread: Spread | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +184,13 @@ class LinkSettings:
 
     Attributes:
         name: of the link.
-        between: the two parts; a part is there as soon as a link names it.
+        between: the two parts; a part is there as soon as a link names it. Where one end is
+            several parts, each of them has such a link of its own.
         model: of one direction: latency, and the slower of a message and a byte rate.
     """
 
     name: str
-    between: tuple[str, str]
+    between: tuple[Parts, Parts]
     model: DeviceModel
 
 
@@ -188,24 +198,35 @@ class LinkSettings:
 class TopologySettings:
     """A machine as a graph.
 
+    Several GPUs have a cache each, as servers run one process for each: tiers of the configured
+    capacity, a chain and its bounds. They share the origin's objects, and what hardware they meet.
+
     Attributes:
         links: of which all routes are made.
         places: the part that each level is at, by its name (``hbm``, ``dram``, ``nvme``,
-            ``origin``); a level without a place is beside the GPU, no link between them.
-        gpu: the part that needs the pages.
+            ``origin``). All GPUs share the level's device there. Several parts, one for each GPU
+            in their order: every part has a device of its own, which those GPUs share that name
+            it. A level without a place is beside every GPU, no link between them; ``hbm`` is then
+            each GPU's own, any other level is one device that all share.
+        gpu: the part that needs the pages, where there is one.
+        gpus: such parts, where there are several; empty: ``gpu`` alone.
         host: the part that a route of the kind ``host`` passes.
         route: whether pages of drives and of the origin go to the GPU by the shortest way
             (``p2p``) or through the host's memory (``host``).
         issue: what starts the operations of drives and of the origin, and how many per second it
             can: host cores or SMs of the GPU (``devices``); None: as many as there are.
+        issue_by: whether those are in each GPU, so that each has so many of its own (``gpu``), or
+            in the host, so that all GPUs share them (``host``). None: as ``issue`` has a preset.
     """
 
-    links: tuple[LinkSettings, ...]
-    places: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    links: tuple[LinkSettings, ...] = ()
+    places: Mapping[str, Parts] = field(default_factory=lambda: MappingProxyType({}))
     gpu: str = "gpu"
+    gpus: tuple[str, ...] = ()
     host: str = "host"
     route: RouteKind = "p2p"
     issue: DeviceModel | None = None
+    issue_by: IssuedBy | None = None
 
 
 @dataclass(frozen=True, slots=True)

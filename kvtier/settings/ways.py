@@ -8,13 +8,11 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
+from kvtier.settings.gpus import Finding, gpus_of, listed, pairs_of, place_of
 from kvtier.settings.values import DeviceModel, TopologySettings
 
 _DEVICES: Final = ("nvme", "origin")
 """Levels whose pages pass the host where the route is ``host``."""
-
-Finding = tuple[str, str]
-"""A dotted key, and a sentence that begins with it."""
 
 
 def way_problems(topology: TopologySettings, levels: Collection[str]) -> Iterator[Finding]:
@@ -42,11 +40,13 @@ def without_places(topology: TopologySettings, levels: Collection[str]) -> Topol
 
 def _name_problems(topology: TopologySettings) -> Iterator[Finding]:
     names = [("topology.gpu", topology.gpu), ("topology.host", topology.host)]
-    names += ((f"topology.places.{level}", part) for level, part in topology.places.items())
+    for level, place in topology.places.items():
+        names += ((f"topology.places.{level}", part) for part in listed(place))
     for link in topology.links:
         if not link.name.strip():
             yield "topology.links", "topology.links has a link without a name; give it one"
-        names += ((f"topology.links.{link.name}.between", part) for part in link.between)
+        ends = (part for end in link.between for part in listed(end))
+        names += ((f"topology.links.{link.name}.between", part) for part in ends)
     for key, name in names:
         if not name.strip():
             yield key, f"{key}: a part is called {name!r}; give it a name"
@@ -57,20 +57,20 @@ def _link_problems(topology: TopologySettings) -> Iterator[Finding]:
     for link in topology.links:
         key = f"topology.links.{link.name}"
         yield from _flash_problems(f"{key}.model", link.model)
-        one, other = link.between
-        if one == other:
-            yield (
-                f"{key}.between",
-                f"{key}.between: the link ends at {one}, where it begins",
-            )
-            continue
-        first = seen.setdefault(frozenset(link.between), link.name)
-        if first != link.name:
-            yield (
-                f"{key}.between",
-                f"{key}.between: {first} links {one} and {other} already, and a way takes one "
-                f"link; leave one out, and count both in topology.links.{first}.model.devices",
-            )
+        for one, other in pairs_of(link):
+            if one == other:
+                yield (
+                    f"{key}.between",
+                    f"{key}.between: the link ends at {one}, where it begins",
+                )
+                continue
+            first = seen.setdefault(frozenset((one, other)), link.name)
+            if first != link.name:
+                yield (
+                    f"{key}.between",
+                    f"{key}.between: {first} links {one} and {other} already, and a way takes one "
+                    f"link; leave one out, and count both in topology.links.{first}.model.devices",
+                )
 
 
 def _flash_problems(key: str, model: DeviceModel) -> Iterator[Finding]:
@@ -84,25 +84,30 @@ def _flash_problems(key: str, model: DeviceModel) -> Iterator[Finding]:
 
 def _place_problems(topology: TopologySettings, levels: Collection[str]) -> Iterator[Finding]:
     parts = _parts(topology)
-    for level, part in topology.places.items():
+    for level, place in topology.places.items():
         key = f"topology.places.{level}"
         if level not in levels:
             yield key, f"{key}: there is no level {level} here; leave it out, or add the level"
-        elif part not in parts and part != topology.gpu:
-            yield key, f"{key} is {part}, where no link ends; {_advice(part, parts)}"
+            continue
+        for part in listed(place):
+            if part not in parts and part not in gpus_of(topology):
+                yield key, f"{key} is {part}, where no link ends; {_advice(part, parts)}"
 
 
 def _part_problems(topology: TopologySettings, levels: Collection[str]) -> Iterator[Finding]:
-    """The GPU and the host are parts like others, where a way needs them."""
-    parts, gpu, host = _parts(topology), topology.gpu, topology.host
-    places = {level: topology.places.get(level, gpu) for level in levels}
-    if gpu not in parts and any(part != gpu for part in places.values()):
-        yield (
-            "topology.gpu",
-            f"topology.gpu is {gpu}, where no link ends, so no page gets there; "
-            f"{_advice(gpu, parts)}",
-        )
-    passing = [level for level in _DEVICES if places.get(level, host) != host]
+    """A GPU and the host are parts like others, where a way needs them."""
+    parts, host = _parts(topology), topology.host
+    passing = []
+    for number, gpu in enumerate(gpus_of(topology)):
+        places = {level: place_of(topology, level, number) for level in levels}
+        if gpu not in parts and any(part != gpu for part in places.values()):
+            key = "topology.gpus" if topology.gpus else "topology.gpu"
+            yield (
+                key,
+                f"{key} {'has' if topology.gpus else 'is'} {gpu}, where no link ends, so no page "
+                f"gets there; {_advice(gpu, parts)}",
+            )
+        passing += [level for level in _DEVICES if places.get(level, host) != host]
     if topology.route == "host" and passing and host not in parts:
         yield (
             "topology.host",
@@ -112,7 +117,8 @@ def _part_problems(topology: TopologySettings, levels: Collection[str]) -> Itera
 
 
 def _parts(topology: TopologySettings) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(part for link in topology.links for part in link.between))
+    ends = (listed(end) for link in topology.links for end in link.between)
+    return tuple(dict.fromkeys(part for end in ends for part in end))
 
 
 def _advice(part: str, parts: Collection[str]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from kvtier.errors import KvtierError, SettingsError, TraceError
 from kvtier.replay.workload import check_simulation, load_workload
+from kvtier.settings import gpus_of
 from kvtier.sizing.grid import Grid, Scale, build_grid, describe, sizes_of
 from kvtier.sizing.result import to_result
 from kvtier.sizing.search import Search
@@ -76,6 +77,8 @@ def _drive(search: Search, trials: Trials, progress: Progress) -> str:
 
 def _check_task(task: SizingTask) -> None:
     settings = task.settings
+    if len(gpus_of(settings.topology)) > 1:
+        raise SettingsError("topology.gpus: the tiers of one GPU are sized; leave this out")
     if not settings.tiers:
         raise SettingsError("the settings have no tier, so there is nothing to size: give one")
     if not task.targets:

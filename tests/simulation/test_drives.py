@@ -404,12 +404,12 @@ def test_a_result_is_read_again_and_shown(trace: Path, tmp_path: Path, drive: st
 
 def test_a_drive_is_described_as_it_was(trace: Path) -> None:
     pace = {"concurrency": 3, "compute_s": 2e-6, "tick_s": 5e-6, "speed": 2.0}
-    opened = simulate(trace, driven("open", **pace))["drive"]
-    assert opened == {"kind": "open", **pace, "events": None}
+    one = {"gpus": 1, "spread": None, "events": None}
+    assert simulate(trace, driven("open", **pace))["drive"] == {"kind": "open", **pace, **one}
     closed = simulate(trace, driven("closed", concurrency=3))["drive"]
     assert (closed["compute_s"], closed["speed"]) == (0.0, None)
     waves = simulate(trace, driven("waves", **pace))["drive"]
-    assert waves == {"kind": "waves", "concurrency": 3, **dict.fromkeys([*pace, "events"][1:])}
+    assert waves == {"kind": "waves", "concurrency": 3, **dict.fromkeys(list(pace)[1:]), **one}
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from kvtier.settings import (
     ReplaySettings,
     Settings,
     TierSettings,
+    TopologySettings,
     load_settings,
 )
 from kvtier.sizing import SizingTask, parse_target, size_trace
@@ -270,6 +271,12 @@ def test_settings_need_a_tier_and_an_origin(graph: Path) -> None:
         size(SizingTask(graph, two_tiers(tiers=()), targets))
     with pytest.raises(SettingsError, match=r"no \[origin\]"):
         size(SizingTask(graph, two_tiers(origin=None), targets))
+
+
+def test_the_tiers_of_one_gpu_are_sized(graph: Path) -> None:
+    settings = two_tiers(topology=TopologySettings(gpus=("gpu0", "gpu1")))
+    with pytest.raises(SettingsError, match=r"topology\.gpus: the tiers of one GPU are sized"):
+        size(SizingTask(graph, settings, [parse_target("hit_rate=0.5")]))
 
 
 def test_a_trace_that_reads_nothing_again_cannot_be_sized(tmp_path: Path) -> None:

@@ -59,6 +59,14 @@ def test_the_demo_settings_are_valid_and_comment_every_line() -> None:
     assert [line for line in plain if not line.startswith(kinds)] == []
 
 
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "examples").rglob("*.toml")), ids=lambda path: path.stem
+)
+def test_the_settings_of_an_example_are_valid_and_say_what_they_are(path: Path) -> None:
+    assert path.read_text(encoding="utf-8").startswith("# ")
+    load_settings(path)
+
+
 def test_every_key_of_a_result_is_documented() -> None:
     documented = set(re.findall(r"[a-z0-9_]+", text("docs/json.md")))
     parts = [getattr(schema, name) for name in dir(schema)]

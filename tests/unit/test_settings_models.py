@@ -71,7 +71,7 @@ def test_a_topology_is_read(tmp_path: Path) -> None:
     ("override", "message"),
     [
         ("topology.places.orgin=nic", "topology.places.orgin is no level; did you mean origin?"),
-        ("topology.places.nvme=3", "topology.places.nvme is 3: it must be a text"),
+        ("topology.places.nvme=3", "topology.places.nvme is 3: it must be a part, or a list"),
         ("topology.places=nic", "topology.places is 'nic': it must be a table"),
         ("topology.links.up.model.devices=0", "topology.links.up.model.devices is 0: it must be"),
         ("topology.links.up.between=['a']", "topology.links.up.between is ['a']: it must be the"),

@@ -1,0 +1,112 @@
+"""The hardware of several GPUs: which stations their routes share."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from kvtier.backend import ObjectBatch
+from kvtier.clock import VirtualClock
+from kvtier.directory import ObjectDirectory
+from kvtier.emulator import VirtualLoop, open_emulator, open_emulators
+from kvtier.emulator.machine import Machine
+from kvtier.emulator.station import Work
+from kvtier.errors import SettingsError
+from kvtier.settings import (
+    DeviceModel,
+    LinkSettings,
+    OriginSettings,
+    Settings,
+    TierSettings,
+    TopologySettings,
+)
+
+MIB = 1 << 20
+SLOTS = MIB // 4096
+EMPTY = np.empty((0, 0), np.uint8)
+LINK = DeviceModel(1e-6, 1e15, 1e9)
+SERVER = Settings(
+    tiers=(TierSettings("hbm", MIB), TierSettings("dram", MIB), TierSettings("nvme", MIB)),
+    origin=OriginSettings("memory"),
+    topology=TopologySettings(
+        links=(
+            LinkSettings("up", (("gpu0", "gpu1", "gpu2", "shelf0", "shelf1"), "switch"), LINK),
+            LinkSettings("root", ("switch", "host"), LINK),
+        ),
+        places={"nvme": ("shelf0", "shelf0", "shelf1"), "dram": "host", "origin": "host"},
+        gpus=("gpu0", "gpu1", "gpu2"),
+    ),
+)
+
+
+def test_routes_of_gpus_meet_in_the_devices_and_links_that_they_share() -> None:
+    machine = Machine(SERVER)
+    hbm, dram, nvme, origin = zip(*(machine.routes(gpu) for gpu in range(3)), strict=True)
+    assert len({id(route.reads[0]) for route in hbm}) == 3
+    assert len({id(route.reads[0]) for route in dram}) == 1
+    assert nvme[0].reads[0] is nvme[1].reads[0] is not nvme[2].reads[0]
+    assert dram[0].reads[1] is dram[2].reads[1] is origin[1].reads[1]  # from the host to the switch
+    assert dram[0].reads[2] is not dram[1].reads[2]  # from the switch to each GPU
+
+
+def test_caches_have_parts_of_a_device_that_do_not_overlap() -> None:
+    machine = Machine(SERVER)
+    firsts = [[route.first_slot for route in machine.routes(gpu)] for gpu in range(3)]
+    assert firsts == [[0, 0, 0, 0], [0, SLOTS, SLOTS, 0], [0, 2 * SLOTS, 0, 0]]
+
+
+def test_every_station_has_a_name() -> None:
+    machine = Machine(SERVER)
+    for gpu in range(3):
+        machine.routes(gpu)
+    passed = {
+        id(station)
+        for gpu in range(3)
+        for route in machine.routes(gpu)
+        for station in (*route.reads, *route.writes)
+    }
+    assert {id(station) for station in machine.stations.values()} == passed
+
+
+def test_two_devices_of_one_level_draw_tails_of_their_own() -> None:
+    tail = DeviceModel(60e-6, 1e6, 1e10, tail_latency_s=1e-3)
+    settings = Settings(
+        tiers=(TierSettings("nvme", MIB, model=tail),),
+        origin=OriginSettings("memory"),
+        topology=TopologySettings(places={"nvme": ("a", "b")}, gpus=("a", "b")),
+    )
+    machine = Machine(settings)
+    work = Work(np.zeros(1, np.uint64), None, 4096, is_write=False)
+    one, other = (machine.routes(gpu)[0].reads[0].serve(0, work) for gpu in range(2))
+    assert one != other
+
+
+def test_one_emulator_of_several_gpus_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"topology\.gpus: several GPUs"):
+        open_emulator(SERVER, ObjectDirectory(8), VirtualClock(), {})
+
+
+def test_emulators_share_a_timeline_and_the_objects_of_the_origin() -> None:
+    one, two, three = open_emulators(SERVER, VirtualClock(), {b"there": 3})
+    assert [emulator.gpu for emulator in (one, two, three)] == ["gpu0", "gpu1", "gpu2"]
+    assert one.driver.timeline is two.driver.timeline is three.driver.timeline
+    assert one.directory is not two.directory
+
+    async def write_by_one() -> list[list[int]]:
+        assert one.origin is not None
+        assert two.origin is not None
+        keys = [b"there", b"new", b"else"]
+        before = await two.origin.stat(keys)
+        put = asyncio.ensure_future(
+            one.origin.put(ObjectBatch((b"new",), np.array([5], np.uint32), EMPTY))
+        )
+        await asyncio.sleep(0)
+        underway = await two.origin.stat(keys)
+        await put
+        after = await two.origin.stat(keys)
+        return [stats.pages.tolist() for stats in (before, underway, after)]
+
+    with asyncio.Runner(loop_factory=lambda: VirtualLoop(one.driver.timeline)) as runner:
+        assert runner.run(write_by_one()) == [[3, -1, -1], [3, -1, -1], [3, 5, -1]]
