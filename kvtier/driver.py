@@ -122,7 +122,7 @@ class AsyncDriver(ChainDriver):
                 await self._finish(read)
         except TimeoutError:
             if read is None:  # it found no room in time
-                self.chain.by_purpose[purpose].late += len(page_ids)
+                self.chain.turn_away(len(page_ids), purpose)
                 return np.full(len(page_ids), PageStatus.LATE, np.uint8)
         return self.chain.expire(read) if read.unresolved else read.status
 
@@ -281,7 +281,7 @@ class AsyncDriver(ChainDriver):
             await job.future
         except BaseException:
             # The caller leaves: its memory is not touched again; the fetches go on.
-            read.detached = True
+            self.chain.leave(read)
             job.rows = None
             if read.held:
                 self.chain.release(read)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from kvtier.backend import Backend
 from kvtier.cache import TieredCache
-from kvtier.chain import build_chain
+from kvtier.chain import Chain, build_chain
 from kvtier.clock import Clock, WallClock
 from kvtier.directory import ObjectDirectory, ObjectEntry
 from kvtier.driver import AsyncDriver
@@ -21,7 +21,11 @@ from kvtier.wrappers import wrapped
 
 @asynccontextmanager
 async def open_cache(
-    settings: Settings, *, clock: Clock | None = None, origin: Backend | None = None
+    settings: Settings,
+    *,
+    clock: Clock | None = None,
+    origin: Backend | None = None,
+    make_chain: Callable[..., Chain] = Chain,
 ) -> AsyncIterator[TieredCache[AsyncDriver]]:
     """A cache as ``settings`` describe it, closed at the end of the block.
 
@@ -30,6 +34,8 @@ async def open_cache(
         clock: for latencies; the wall clock by default.
         origin: an open backend to use in the place of the one that ``settings.origin`` names (it
             must name one, for its rules hold); it stays open.
+        make_chain: takes what :class:`kvtier.chain.Chain` takes; another one may log what it is
+            told (:mod:`kvtier.events`).
 
     Raises:
         SettingsError: a setting is wrong, or asks for more than the machine has.
@@ -53,12 +59,13 @@ async def open_cache(
                 stack.push_async_callback(wrapper.release)
                 origin = wrapper
         if origin is None:
-            chain = build_chain(settings)
+            chain = build_chain(settings, make=make_chain)
         else:
             chain = build_chain(
                 settings,
                 origin_extent_pages_max=origin.capability.extent_pages_max,
                 origin_batch_extents_max=origin.capability.batch_extents_max,
+                make=make_chain,
             )
         tiers = []
         for tier_settings in settings.tiers:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kvtier.chain.extents import ExtentRules
 from kvtier.chain.machine import Chain, Level
 from kvtier.settings import ChainSettings, OriginSettings, Settings, TierSettings
@@ -14,8 +16,12 @@ def build_chain(
     *,
     origin_extent_pages_max: int = UNBOUNDED,
     origin_batch_extents_max: int = UNBOUNDED,
+    make: Callable[..., Chain] = Chain,
 ) -> Chain:
-    """The chain of ``settings``, its origin's reads bounded by what the backend can do."""
+    """The chain of ``settings``, its origin's reads bounded by what the backend can do.
+
+    ``make`` takes what :class:`Chain` takes.
+    """
     tiers = [
         Level(
             name=tier.name,
@@ -32,7 +38,7 @@ def build_chain(
             settings.origin, settings.chain, origin_extent_pages_max, origin_batch_extents_max
         )
         origin = Level("origin", in_memory=False, admit=0.0, writes=False, rules=rules)
-    return Chain(tiers, origin, settings.chain, settings.page_bytes)
+    return make(tiers, origin, settings.chain, settings.page_bytes)
 
 
 def _rules(

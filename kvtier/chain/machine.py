@@ -106,6 +106,10 @@ class Chain:
         """No batch is unanswered, and no page is on its way."""
         return self._open_batches == 0 and not self._flights
 
+    def is_in_memory(self, level: int) -> bool:
+        """Whether a level is a tier in memory, and no device."""
+        return level < len(self._tiers) and self._tiers[level].in_memory
+
     def read(
         self,
         page_ids: U64,
@@ -177,6 +181,14 @@ class Chain:
         read.late = int(late.sum())
         read.detached = True
         return status
+
+    def leave(self, read: Read) -> None:
+        """Bring a read no more pages: its caller has gone, and its memory with it."""
+        read.detached = True
+
+    def turn_away(self, pages: int, purpose: Purpose) -> None:
+        """Count demand reads that found no room before their deadline, and never started."""
+        self.by_purpose[purpose].late += pages
 
     def release(self, read: Read) -> None:
         """End the hold of a read that was started with ``held``."""

@@ -43,6 +43,7 @@ def replay(arguments: argparse.Namespace) -> Exit:
             limit=arguments.limit,
             progress=progress.update,
             notify=progress.notify,
+            events=arguments.events_out,
         )
         result = run_async(run)
     return _deliver(_named(result, arguments.name), arguments.json, arguments.html)
@@ -61,6 +62,7 @@ def simulate(arguments: argparse.Namespace) -> Exit:
             limit=arguments.limit,
             progress=progress.update,
             notify=progress.notify,
+            events=arguments.events,
         )
     return _deliver(_named(result, arguments.name), arguments.json, arguments.html)
 

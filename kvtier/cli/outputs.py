@@ -9,7 +9,7 @@ from typing import Final
 from kvtier.errors import SettingsError
 from kvtier.settings import Settings
 
-_READ: Final = ("trace", "config", "prices", "source", "path", "token_file")
+_READ: Final = ("trace", "config", "prices", "source", "path", "token_file", "events")
 """Arguments that name a file which is read; ``files`` names several."""
 
 _STDOUT: Final = Path("-")
@@ -31,10 +31,13 @@ def check_outputs(arguments: argparse.Namespace) -> None:
     taken = {path.resolve(): "is read by this command" for path in files}
     if "target" in given:  # of an import, which refuses its source itself
         taken[given["target"].resolve()] = "is what this command makes"
-    for name in ("json", "html", "out"):
-        path = given.get(name)
+    for name in ("json", "html", "out", "events"):
+        # What a replay logs, a simulation reads.
+        path = given.get("events_out" if name == "events" else name)
         if path is None:
             continue
+        if name == "events" and (path == _STDOUT or (path.exists() and not path.is_file())):
+            raise SettingsError(f"--events {path}: a log needs a file of its own; name one")
         if name == "html":
             from kvtier.report.page import check_page  # noqa: PLC0415
 

@@ -37,14 +37,23 @@ def build_parser() -> argparse.ArgumentParser:
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add = partial(subparsers.add_parser, allow_abbrev=False)
-    _add_run(
-        add("replay", help="drive a trace into a real cache, and measure"),
-        commands.replay,
+    replay = add("replay", help="drive a trace into a real cache, and measure")
+    replay.add_argument(
+        "--events",
+        dest="events_out",
+        type=Path,
+        metavar="F",
+        help="log the order of completions, for simulate to repeat (not in waves)",
     )
-    _add_run(
-        add("simulate", help="drive a trace in virtual time, on modelled devices"),
-        commands.simulate,
+    _add_run(replay, commands.replay)
+    simulate = add("simulate", help="drive a trace in virtual time, on modelled devices")
+    simulate.add_argument(
+        "--events",
+        type=Path,
+        metavar="F",
+        help="repeat the log of a replay, with the same trace and settings: it decides alike",
     )
+    _add_run(simulate, commands.simulate)
     _add_size(add("size", help="find the cheapest tiers with which a trace meets a target"))
     _add_report(add("report", help="show results of runs again, or side by side"))
     _add_import(add("import", help="turn a foreign trace into kvtier's format"))

@@ -109,7 +109,7 @@ class VirtualDriver(ChainDriver):
                 await self._finish(read)
         except TimeoutError:
             if read is None:  # it found no room in time
-                self.chain.by_purpose[purpose].late += len(page_ids)
+                self.chain.turn_away(len(page_ids), purpose)
                 return np.full(len(page_ids), PageStatus.LATE, np.uint8)
         return self.chain.expire(read) if read.unresolved else read.status
 
@@ -236,7 +236,7 @@ class VirtualDriver(ChainDriver):
         try:
             await self._until(lambda: read.unresolved == 0)
         except BaseException:
-            read.detached = True
+            self.chain.leave(read)
             if read.held:
                 self.chain.release(read)
             raise

@@ -11,9 +11,10 @@ from kvtier.directory import ObjectDirectory
 from kvtier.emulator.driver import VirtualDriver
 from kvtier.emulator.machine import Machine
 from kvtier.emulator.origin import ModelledOrigin, OriginContents
+from kvtier.emulator.repeating import RepeatingDriver
 from kvtier.emulator.timeline import Timeline
 from kvtier.errors import SettingsError
-from kvtier.index import create_index
+from kvtier.index import PageIndex, create_index
 from kvtier.settings import Settings, gpus_of, validate
 
 
@@ -88,13 +89,9 @@ def _open(
     emulators = []
     gpus = gpus_of(settings.topology)
     for number, (gpu, directory, ways) in enumerate(zip(gpus, directories, routes, strict=True)):
-        indexes = [
-            create_index(tier.capacity_bytes // settings.page_bytes, tier.ways, settings.seed)
-            for tier in settings.tiers
-        ]
         driver = VirtualDriver(
             build_chain(settings),
-            indexes,
+            _indexes(settings),
             ways,
             directory,
             settings.page_bytes,
@@ -106,3 +103,49 @@ def _open(
         origin = None if settings.origin is None else ModelledOrigin(contents, driver)
         emulators.append(Emulator(gpu, driver, directory, origin))
     return emulators
+
+
+def open_repetition(
+    settings: Settings,
+    clock: VirtualClock,
+    *,
+    origin_extent_pages_max: int,
+    origin_batch_extents_max: int,
+) -> RepeatingDriver:
+    """Levels as ``settings`` describe them, in virtual time, that are told what a log says.
+
+    Args:
+        settings: of one GPU, checked first; a level without a model takes its preset.
+        clock: the virtual time.
+        origin_extent_pages_max: most pages that the logged origin took as one extent.
+        origin_batch_extents_max: most extents that it took in one read.
+
+    Raises:
+        SettingsError: a setting is wrong, the topology has no way to a level or several GPUs.
+    """
+    validate(settings)
+    if len(gpus_of(settings.topology)) > 1:
+        raise SettingsError("topology.gpus: several GPUs were given, and a log is of one")
+    machine = Machine(settings)
+    chain = build_chain(
+        settings,
+        origin_extent_pages_max=origin_extent_pages_max,
+        origin_batch_extents_max=origin_batch_extents_max,
+    )
+    return RepeatingDriver(
+        chain,
+        _indexes(settings),
+        machine.routes(0),
+        settings.page_bytes,
+        Timeline(clock),
+        machine.stations,
+        machine.staging(0),
+        machine.hosts[0],
+    )
+
+
+def _indexes(settings: Settings) -> list[PageIndex]:
+    return [
+        create_index(tier.capacity_bytes // settings.page_bytes, tier.ways, settings.seed)
+        for tier in settings.tiers
+    ]

@@ -10,7 +10,7 @@ from typing import Any
 from kvtier.cache import TieredCache
 from kvtier.chain import Counters, total
 from kvtier.clock import Clock, VirtualClock
-from kvtier.emulator import VirtualDriver, open_emulators
+from kvtier.emulator import RepeatingDriver, VirtualDriver, open_emulators
 from kvtier.measure import Measurements, measurements_by_purpose
 from kvtier.pages import Purpose
 from kvtier.replay.meter import RequestMeter
@@ -88,13 +88,11 @@ def merged_meter(gpus: Sequence[Gpu], clock: Clock) -> RequestMeter:
     return whole
 
 
-def busy_seconds(caches: Sequence[TieredCache[VirtualDriver]]) -> dict[str, float]:
+def busy_seconds(drivers: Sequence[VirtualDriver | RepeatingDriver]) -> dict[str, float]:
     """How long every device and link was occupied, and the host's software of each GPU."""
-    stations = caches[0].driver.stations
-    busy_s = {name: station.busy_ns / 1e9 for name, station in stations.items()}
-    for number, cache in enumerate(caches):
-        host = cache.driver.host
-        if host is not None:
-            name = "host" if len(caches) == 1 else f"host ({number})"
-            busy_s[name] = host.busy_ns / 1e9
+    busy_s = {name: station.busy_ns / 1e9 for name, station in drivers[0].stations.items()}
+    for number, driver in enumerate(drivers):
+        if driver.host is not None:
+            name = "host" if len(drivers) == 1 else f"host ({number})"
+            busy_s[name] = driver.host.busy_ns / 1e9
     return busy_s

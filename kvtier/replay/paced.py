@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 from kvtier.answers import Parts
 from kvtier.cache import TieredCache
 from kvtier.chain import Read
+from kvtier.events import EventLog, Owners, owned_by
 from kvtier.pages import I64, U64, Purpose
 from kvtier.replay.active import ActiveRequest, Reads, Step, Writes
 from kvtier.replay.arena import Arena
@@ -64,6 +66,7 @@ class _Active:
     """A request under way.
 
     Attributes:
+        number: its place in the order of beginning.
         arrival_ns: when it came.
         steps: what is left of it.
         step: what it waits for, or computes before; None until it has begun.
@@ -71,6 +74,7 @@ class _Active:
         pieces: chain batches that hold pages it waits for.
     """
 
+    number: int
     arrival_ns: int
     steps: Iterator[Step]
     step: Step | None = None
@@ -87,6 +91,7 @@ class _Piece:
         sizes: i64[k], pages of each.
         page_ids: u64[n].
         unanswered: owners whose pages are not all there.
+        goes_on: the next piece holds pages of its last owner too.
         rows: of the arena, where bytes move.
         read: what the driver started.
     """
@@ -95,6 +100,7 @@ class _Piece:
     sizes: I64
     page_ids: U64
     unanswered: int
+    goes_on: bool
     rows: slice | None = None
     read: Read | None = None
 
@@ -111,6 +117,7 @@ class PacedDrive:
         writer: writes what is missing.
         meter: measures the requests.
         after_round: called after every round of this drive.
+        log: is told what requests do, and for whom batches are; None where there is none.
     """
 
     def __init__(
@@ -124,6 +131,7 @@ class PacedDrive:
         writer: ObjectWriter,
         meter: RequestMeter,
         after_round: Callable[[], None],
+        log: EventLog | None = None,
     ) -> None:
         self._cache = cache
         self._pace = pace
@@ -133,6 +141,8 @@ class PacedDrive:
         self._writer = writer
         self._meter = meter
         self._after_round = after_round
+        self._log = log
+        self._begun = 0
         self._due: list[tuple[int, int, _Active]] = []
         """A heap: when a step is to be issued, and its number, which keeps the order."""
         self._steps_planned = 0
@@ -170,21 +180,27 @@ class PacedDrive:
                 if arrival_ns > now_ns:
                     break
                 self._meter.begin()
-                self._spawn(self._begin(coming, arrival_ns))
+                if self._log is not None:
+                    self._log.begin(self._begun, arrival_ns - start_ns)
+                self._spawn(self._begin(coming, self._begun, arrival_ns))
+                self._begun += 1
                 coming, arrival_ns = await anext(requests, None), None
             await self._issue()
             self._after_round()
+            if self._log is not None:
+                self._log.check()
             await self._pause(arrival_ns)
             self._go_on()
 
     # -- steps --------------------------------------------------------------------------------
 
-    async def _begin(self, request: ActiveRequest, arrival_ns: int) -> None:
+    async def _begin(self, request: ActiveRequest, number: int, arrival_ns: int) -> None:
         await request.begin()
-        self._note(_Active(arrival_ns, request.steps()))
+        self._note(_Active(number, arrival_ns, request.steps()))
 
     async def _write(self, active: _Active, step: Writes) -> None:
-        await self._writer.write([step])
+        with owned_by(Owners((active.number,))):
+            await self._writer.write([step])
         self._note(active)
 
     async def _issue(self) -> None:
@@ -218,7 +234,15 @@ class PacedDrive:
                 piece.rows = await self._take_rows(self._arena, len(piece.page_ids))
                 rows = self._arena[piece.rows]
             parts = Parts(piece.sizes, partial(self._note_parts, piece))
-            piece.read = await self._cache.driver.submit(piece.page_ids, rows, parts, purpose)
+            with self._owned(piece):
+                piece.read = await self._cache.driver.submit(piece.page_ids, rows, parts, purpose)
+
+    def _owned(self, piece: _Piece) -> AbstractContextManager[None]:
+        """While a piece is submitted, a log is to know for whom."""
+        if self._log is None:
+            return nullcontext()
+        numbers = [owner.number for owner in piece.owners]
+        return owned_by(Owners(numbers, piece.sizes.tolist(), piece.goes_on))
 
     async def _take_rows(self, arena: Arena, pages: int) -> slice:
         while True:
@@ -258,10 +282,14 @@ class PacedDrive:
             step = next(active.steps, None)
             if step is None:
                 self._meter.end(active.arrival_ns, now_ns)
+                if self._log is not None:
+                    self._log.end(active.number)
                 continue
             if active.step is not None:
                 compute_ns = self._pace.compute_before_ns(step)
                 self._meter.computed(compute_ns)
+                if self._log is not None:
+                    self._log.compute(active.number, compute_ns)
             active.step = step
             active.ready_ns = now_ns + compute_ns
             self._steps_planned += 1
@@ -333,4 +361,5 @@ def _cut(owners: Sequence[_Active], page_ids: Sequence[U64], batch_pages: int) -
         first = int(np.searchsorted(ends, start, side="right"))
         last = int(np.searchsorted(starts, end, side="left"))
         held = np.minimum(ends[first:last], end) - np.maximum(starts[first:last], start)
-        yield _Piece(owners[first:last], held, merged[start:end], last - first)
+        goes_on = bool(ends[last - 1] > end)
+        yield _Piece(owners[first:last], held, merged[start:end], last - first, goes_on)

@@ -54,6 +54,7 @@ class Run:
         gpus: of which all that is the sum.
         spread: how requests went to several.
         serving: what a model server did; None in other drives.
+        events: the event log that the run wrote or repeated.
     """
 
     mode: str
@@ -74,6 +75,7 @@ class Run:
     gpus: Sequence[Gpu] = ()
     spread: Spread | None = None
     serving: Mapping[str, Any] | None = None
+    events: Mapping[str, str] | None = None
 
 
 def to_result(run: Run) -> dict[str, Any]:
@@ -92,7 +94,7 @@ def to_result(run: Run) -> dict[str, Any]:
         "seed": settings.seed,
         "duration_s": run.duration_s,
         "warmup": None,
-        "drive": _drive(run),
+        "drive": {**_drive(run), "events": run.events},
         "requests": dict(run.requests),
         "serving": run.serving,
         "demand": whole["demand"],
@@ -200,7 +202,7 @@ def _drive(run: Run) -> dict[str, Any]:
         "concurrency": replay.concurrency,
         "compute_s": None if compute_ns is None else compute_ns / 1e9,
         "tick_s": None if pace is None else pace.tick_ns / 1e9,
-        "gpus": len(run.gpus) if run.mode == "simulate" else None,
+        "gpus": max(1, len(run.gpus)) if run.mode == "simulate" else None,
         "spread": run.spread if len(run.gpus) > 1 else None,
         "speed": replay.speed if replay.drive in ("open", "serving") else None,
     }

@@ -6,15 +6,18 @@ import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kvtier.cache import TieredCache
+from kvtier.chain import Chain
 from kvtier.clock import Clock, VirtualClock, WallClock
 from kvtier.emulator import VirtualLoop
 from kvtier.errors import SettingsError
+from kvtier.events import EventLog, RecordingChain, open_event_log
 from kvtier.opening import open_cache
 from kvtier.replay.arena import Arena
 from kvtier.replay.fleet import (
@@ -25,10 +28,12 @@ from kvtier.replay.fleet import (
     merged_meter,
     open_emulated_caches,
 )
+from kvtier.replay.logged import check_can_log, describe_log, new_header
 from kvtier.replay.meter import RequestMeter
 from kvtier.replay.paced import Pace, PacedDrive
 from kvtier.replay.payload import Verifier
 from kvtier.replay.prepare import is_temporary, prepared_origin, temporary_origin
+from kvtier.replay.repetition import repeat_trace
 from kvtier.replay.result import Run, level_names, to_result
 from kvtier.replay.series import Series
 from kvtier.replay.serving import check_drive
@@ -52,7 +57,13 @@ _BATCHES_AT_ONCE = 4
 
 
 async def replay_trace(
-    path: Path, settings: Settings, *, limit: int | None, progress: Progress, notify: Notify
+    path: Path,
+    settings: Settings,
+    *,
+    limit: int | None,
+    progress: Progress,
+    notify: Notify,
+    events: Path | None = None,
 ) -> Mapping[str, Any]:
     """Drive a trace into a real cache.
 
@@ -64,6 +75,7 @@ async def replay_trace(
         limit: requests to take, None for all.
         progress: called with requests done and requests in all.
         notify: called with one line on what the run will take, and what it prepares.
+        events: where to log the order of completions, for a simulation to repeat.
 
     Returns:
         The result (docs/json.md). A cancelled run returns what was measured so far, with
@@ -79,6 +91,8 @@ async def replay_trace(
         )
     check_drive(settings)
     check_machine(settings)
+    if events is not None:
+        check_can_log(settings)
     workload = load_workload(path, settings, limit, scaled=True)
     notify(workload.summary(settings))
     async with AsyncExitStack() as stack:
@@ -88,24 +102,48 @@ async def replay_trace(
         origin = await stack.enter_async_context(prepared_origin(settings, workload.trace, notify))
         clock = WallClock()
         (share,) = shares_of(workload.trace, settings)
-        cache = await stack.enter_async_context(open_cache(settings, clock=clock, origin=origin))
+        log = logged = None
+        make_chain: Callable[..., Chain] = Chain
+        if events is not None:
+            header = new_header(workload, settings, origin)
+            log = stack.enter_context(open_event_log(events, header))
+            logged = describe_log(events, header)
+            make_chain = partial(RecordingChain, log)
+        cache = await stack.enter_async_context(
+            open_cache(settings, clock=clock, origin=origin, make_chain=make_chain)
+        )
         verifier = Verifier(
             settings.replay.verify_share,
             cache.catalogue.directory,
             np.random.default_rng(settings.seed),
         )
-        run = await _drive(workload, settings, {share: cache}, clock, verifier, progress)
+        run = await _drive(workload, settings, {share: cache}, clock, verifier, progress, log)
+        if log is not None:
+            log.last(cache.driver.chain.counters, complete=run.complete)
         tiers = cache.driver.tiers
         direct = {tier.name: tier.direct for tier in tiers if isinstance(tier, NvmeTier)}
-        return to_result(
-            replace(run, engines=[tier.engine for tier in tiers], notes={"o_direct": direct})
-        )
+        engines = [tier.engine for tier in tiers]
+        return to_result(replace(run, engines=engines, notes={"o_direct": direct}, events=logged))
 
 
 def simulate_trace(
-    path: Path, settings: Settings, *, limit: int | None, progress: Progress, notify: Notify
+    path: Path,
+    settings: Settings,
+    *,
+    limit: int | None,
+    progress: Progress,
+    notify: Notify,
+    events: Path | None = None,
 ) -> Mapping[str, Any]:
-    """Drive a trace in virtual time; arguments and result as of :func:`replay_trace`."""
+    """Drive a trace in virtual time; arguments and result as of :func:`replay_trace`.
+
+    ``events`` is a log that a replay wrote, of the same trace and settings: its order of
+    completions is repeated, and so are all decisions.
+    """
+    if events is not None:
+        # As on the wall clock, batches are issued when they are: there is no tick.
+        pace_of = partial(_pace, settings.replay, is_virtual=False)
+        return to_result(repeat_trace(path, settings, events, limit, pace_of, progress, notify))
     workload = load_workload(path, settings, limit, scaled=False)
     check_simulation(workload)
     shares = shares_of(workload.trace, settings)
@@ -133,7 +171,7 @@ def simulate_trace(
         replace(
             run,
             engines=["modelled"] * len(settings.tiers),
-            busy_s=busy_seconds(caches),
+            busy_s=busy_seconds([cache.driver for cache in caches]),
             loads={name: one.load for name, one in driver.stations.items()},
         )
     )
@@ -146,6 +184,7 @@ async def _drive(
     clock: Clock,
     verifier: Verifier | None,
     progress: Progress,
+    log: EventLog | None = None,
 ) -> Run:
     """Drive the share of each GPU into its cache."""
     series = Series(clock, settings.replay.series_interval_s, level_names(settings))
@@ -159,7 +198,7 @@ async def _drive(
 
     pace = _pace(settings.replay, workload, is_virtual=verifier is None)
     drives = [
-        _make_drive(settings, pace, gpu.cache, verifier, gpu.meter, after_round).drive(
+        _make_drive(settings, pace, gpu.cache, verifier, gpu.meter, after_round, log).drive(
             workload.active(gpu.cache, share)
         )
         for gpu, share in zip(gpus, caches, strict=True)
@@ -206,6 +245,7 @@ def _make_drive(
     verifier: Verifier | None,
     meter: RequestMeter,
     after_round: Callable[[], None],
+    log: EventLog | None,
 ) -> Waves | PacedDrive:
     page_bytes = settings.page_bytes
     batch_pages = max(1, min(settings.chain.batch_pages_max, _MEMORY_BYTES // page_bytes))
@@ -215,6 +255,7 @@ def _make_drive(
         objects_max=settings.chain.objects_max,
         page_bytes=page_bytes,
         has_payload=verifier is not None,
+        log=log,
     )
     if pace is None:
         return Waves(
@@ -236,6 +277,7 @@ def _make_drive(
         writer=writer,
         meter=meter,
         after_round=after_round,
+        log=log,
     )
 
 

@@ -190,7 +190,7 @@ def simulate_serving(
             counters=counters,
             measurements=measurements,
             series=series,
-            busy_s={**servers.busy_s, **busy_seconds(caches)},
+            busy_s={**servers.busy_s, **busy_seconds([cache.driver for cache in caches])},
             loads={name: one.load for name, one in driver.stations.items()},
             verifier=None,
             notes={},

@@ -9,6 +9,7 @@ import numpy as np
 
 from kvtier.cache import TieredCache
 from kvtier.errors import BackendError
+from kvtier.events import EventLog
 from kvtier.replay.active import Writes
 from kvtier.replay.payload import pattern_pages
 
@@ -22,6 +23,7 @@ class ObjectWriter:
         objects_max: objects that the cache's directory holds, so most of one call.
         page_bytes: bytes of a page.
         has_payload: False where no bytes move.
+        log: is told of every write; None where there is none.
     """
 
     def __init__(
@@ -32,12 +34,14 @@ class ObjectWriter:
         objects_max: int,
         page_bytes: int,
         has_payload: bool,
+        log: EventLog | None = None,
     ) -> None:
         self._cache = cache
         self._batch_pages = batch_pages
         self._objects_max = objects_max
         self._page_bytes = page_bytes
         self._has_payload = has_payload
+        self._log = log
         self._writing: set[bytes] = set()
 
     async def write(self, writes: Sequence[Writes]) -> None:
@@ -87,6 +91,8 @@ class ObjectWriter:
         payload = None
         if self._has_payload:
             payload = pattern_pages(keys, counts, self._page_bytes)
+        if self._log is not None:
+            self._log.put(counts)
         status = await self._cache.write(keys, counts, payload)
         failed = int(np.count_nonzero(status))
         if failed:

@@ -74,10 +74,10 @@ def agreements(runs: Sequence[Run]) -> list[Agreement]:
 
     Those are complete runs of one trace, seed, page size, chain and concurrency, with the same
     tiers and the same way to read and write the origin, in waves: in any other drive decisions
-    depend on time. Engines, devices and models may differ. Several GPUs are as many in all of
-    them, with requests spread alike.
+    depend on time, unless it repeats the event log of the other run. Engines, devices and models
+    may differ. Several GPUs are as many in all of them, with requests spread alike.
     """
-    complete = [run for run in runs if run.result["complete"] and is_timeless(run.result)]
+    complete = [run for run in runs if run.result["complete"] and _is_decided(run.result)]
     return [
         Agreement(tuple(alike), tuple(_differing(alike)))
         for alike in _grouped(complete, _decided_by)
@@ -92,6 +92,11 @@ def is_timeless(result: Values) -> bool:
     """
     is_shared = bool(result.get("gpus")) and result["writes"]["objects"] > 0
     return find(result, "drive.kind") in (None, "waves") and not is_shared
+
+
+def _is_decided(result: Values) -> bool:
+    """Its decisions depend on nothing that a result does not say."""
+    return is_timeless(result) or find(result, "drive.events.id") is not None
 
 
 def differing_decisions(results: Sequence[Values]) -> list[str]:
@@ -162,6 +167,7 @@ def _decided_by(result: Values) -> object:
     """All that decisions depend on."""
     extents = ("write", "merge_gap_pages", "extent_pages_max")
     keys = ["trace.page_bytes", "seed", "config.chain", "config.replay.concurrency"]
+    keys.append("drive.events.id")
     for number in range(len(result["tiers"])):
         fields = ("name", "capacity_bytes", "ways", "admit", *extents)
         keys += [f"config.tiers.{number}.{field}" for field in fields]

@@ -18,7 +18,7 @@ _ADDED_LATER: Final[Mapping[object, frozenset[str]]] = {
         {"name", "by_purpose", "gpus", "models", "drive", "requests", "crossover", "serving"}
     ),
     schema.Series: frozenset({"lookups", "delivered"}),
-    schema.Drive: frozenset({"gpus", "spread"}),
+    schema.Drive: frozenset({"gpus", "spread", "events"}),
 }
 """Keys that the first files of version 1 do not have."""
 

@@ -44,12 +44,19 @@ class Trace(TypedDict):
     page_bytes: int
 
 
+class Events(TypedDict):
+    """An event log; results with the ``id`` of one decided alike."""
+
+    path: str
+    id: str
+
+
 class Drive(TypedDict):
     """How requests were driven: in waves by ``concurrency`` alone, which each GPU has.
 
     ``compute_s`` is None where the trace or a model says it, too; ``speed`` is of an open loop and
     of ``serving``. ``gpus`` is how many were modelled, None in a replay; ``spread`` how requests
-    went to several.
+    went to several; ``events`` is the log that a replay wrote, or a simulation repeated.
     """
 
     kind: Literal["waves", "closed", "open", "serving"]
@@ -59,6 +66,7 @@ class Drive(TypedDict):
     speed: float | None
     gpus: int | None
     spread: str | None
+    events: Events | None
 
 
 class Requests(TypedDict):

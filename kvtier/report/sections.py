@@ -152,6 +152,7 @@ def setup(result: Values) -> Iterator[Section]:
             Row("tick", "drive.tick_s", format_seconds),
             Row("speed", "drive.speed", factor),
             *_served(result),
+            Row("event log", "drive.events.path", str),
             Row("pages per block", "trace.pages_per_block", exact),
         ),
     )

@@ -210,6 +210,7 @@ def _driven(drive: Values) -> str:
         Row("compute", "compute_s", format_seconds),
         Row("tick", "tick_s", format_seconds),
         Row("speed", "speed", factor),
+        Row("event log", "events.path", str),
     )
     known = tuple(row for row in rows if row.value(drive) is not None)
     return f"{drive['kind']}, {_listed(known, drive)}"

@@ -12,10 +12,13 @@ from kvtier.trace.columns import Place
 
 _MAGIC: Final = b"PAR1"
 _READ_BUFFER_BYTES: Final = 1 << 18
+_CONVERT: Final = "convert it with 'kvtier import FORMAT SRC DST', or get it again"
 
 
-def open_parquet(path: Path) -> Any:
+def open_parquet(path: Path, advice: str = _CONVERT) -> Any:
     """A ``pyarrow.parquet.ParquetFile`` that reads by small buffers and verifies checksums.
+
+    ``advice`` is what to do with a file that is no Parquet.
 
     Raises:
         TraceError: the file is missing, truncated or no Parquet.
@@ -28,10 +31,7 @@ def open_parquet(path: Path) -> Any:
     except OSError as error:
         raise TraceError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     if head != _MAGIC:
-        raise TraceError(
-            f"{path}: no Parquet file; convert it with 'kvtier import FORMAT SRC DST', "
-            "or get it again"
-        )
+        raise TraceError(f"{path}: no Parquet file; {advice}")
     if tail != _MAGIC:
         raise TraceError(f"{path}: truncated, its end is missing; get it again")
     try:

@@ -404,7 +404,7 @@ def test_a_result_is_read_again_and_shown(trace: Path, tmp_path: Path, drive: st
 
 def test_a_drive_is_described_as_it_was(trace: Path) -> None:
     pace = {"concurrency": 3, "compute_s": 2e-6, "tick_s": 5e-6, "speed": 2.0}
-    one = {"gpus": 1, "spread": None}
+    one = {"gpus": 1, "spread": None, "events": None}
     assert simulate(trace, driven("open", **pace))["drive"] == {"kind": "open", **pace, **one}
     closed = simulate(trace, driven("closed", concurrency=3))["drive"]
     assert (closed["compute_s"], closed["speed"]) == (0.0, None)
