@@ -207,7 +207,7 @@ def _emulate(settings: Settings, order: I64, pages: int) -> list[Emulated]:
     clock = VirtualClock()
     directory = ObjectDirectory(settings.chain.objects_max)
     driver, origin = open_emulator(settings, directory, clock, {KEY: pages})
-    host = driver.host
+    host = driver.hardware.host
     assert host is not None
 
     async def walk_through() -> list[Emulated]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,6 @@ from kvtier.answers import Parts
 from kvtier.chain import (
     Action,
     Chain,
-    ChainDriver,
     Complete,
     Copy,
     Fetch,
@@ -22,12 +21,10 @@ from kvtier.chain import (
 )
 from kvtier.chain.driver import Index
 from kvtier.directory import ObjectDirectory
-from kvtier.emulator.host import Host
 from kvtier.emulator.loop import VirtualLoop
-from kvtier.emulator.station import Route, Station, Work
-from kvtier.emulator.timeline import Event, Timeline
+from kvtier.emulator.modelled import Hardware, ModelledDriver
+from kvtier.emulator.timeline import Timeline
 from kvtier.errors import LimitError
-from kvtier.measure import measurements_by_purpose
 from kvtier.pages import I64, U8, U64, PageStatus, Purpose
 
 
@@ -45,8 +42,8 @@ class _Batch:
             self.parts.settle(self.ticket)
 
 
-class VirtualDriver(ChainDriver):
-    """Performs a chain's actions on modelled devices.
+class VirtualDriver(ModelledDriver):
+    """Performs a chain's actions in virtual time, for whoever waits.
 
     Its coroutines run on a :class:`kvtier.emulator.VirtualLoop` of the same timeline, where
     waiting lets virtual time pass.
@@ -54,36 +51,21 @@ class VirtualDriver(ChainDriver):
     Args:
         chain: the state machine.
         indexes: of the tiers, in the chain's order.
-        routes: of every level.
+        hardware: that stands for the levels.
         directory: says which pages the origin has.
-        page_bytes: bytes of a page.
         timeline: virtual time, which drivers may share.
-        stations: those of the routes but the host, by name, for reports.
-        staging: what copies out of staging pass; no station: they take no time.
-        host: passed by every batch before it starts, or None.
     """
 
     def __init__(
         self,
         chain: Chain,
         indexes: Sequence[Index],
-        routes: Sequence[Route],
+        hardware: Hardware,
         directory: ObjectDirectory,
-        page_bytes: int,
         timeline: Timeline,
-        stations: Mapping[str, Station],
-        staging: Route,
-        host: Host | None = None,
     ) -> None:
-        super().__init__(chain, indexes)
-        self.measurements = measurements_by_purpose(len(routes))
-        self.routes = tuple(routes)
-        self.stations = stations
-        self.timeline = timeline
-        self._staging = staging
-        self.host = host
+        super().__init__(chain, indexes, hardware, timeline)
         self._directory = directory
-        self._page_bytes = page_bytes
         self._batches: dict[int, _Batch] = {}
         self._waiting: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._gate = asyncio.Lock()
@@ -115,8 +97,8 @@ class VirtualDriver(ChainDriver):
 
     async def prepare(self, requests: int) -> None:
         """Let the time pass that it takes to collect the batches of so many requests."""
-        if self.host is not None:
-            await self._reach(self.host.prepare(self.timeline.now_ns, requests))
+        if self.hardware.host is not None:
+            await self._reach(self.hardware.host.prepare(self.timeline.now_ns, requests))
 
     async def submit(
         self,
@@ -163,7 +145,7 @@ class VirtualDriver(ChainDriver):
                 arrived.set_result(None)
 
         firsts = np.zeros(len(pages), np.uint64)
-        self._travel(self.routes[-1], firsts, pages, end, is_write=True)
+        self.travel(self.hardware.routes[-1], firsts, pages, end, is_write=True)
         await arrived
 
     async def drain(self) -> None:
@@ -217,8 +199,8 @@ class VirtualDriver(ChainDriver):
 
     async def _pass_host(self) -> None:
         """Wait until the host's software has begun a batch."""
-        if self.host is not None:
-            await self._reach(self.host.begin(self.timeline.now_ns))
+        if self.hardware.host is not None:
+            await self._reach(self.hardware.host.begin(self.timeline.now_ns))
 
     async def _reach(self, t_ns: int) -> None:
         """Wait until ``t_ns``."""
@@ -253,14 +235,14 @@ class VirtualDriver(ChainDriver):
     def copy(self, action: Copy) -> Iterable[Action]:
         """Pages take the time of the memory that they are in: a tier's, or that of staging."""
         in_staging = action.flight is not None and action.flight.buffer >= 0
-        route = self._staging if in_staging else self.routes[action.level]
+        route = self.hardware.staging if in_staging else self.hardware.routes[action.level]
         if not route.reads:
             return self._copied(action)
 
         def end() -> None:
             self.perform(self._copied(action))
 
-        self._travel(route, action.sources, None, end, is_write=False)
+        self.travel(route, action.sources, None, end, is_write=False)
         return ()
 
     def fill(self, action: Fill) -> Iterable[Action]:
@@ -269,7 +251,7 @@ class VirtualDriver(ChainDriver):
         def end() -> None:
             self.perform(self.chain.filled(action))
 
-        self._travel(self.routes[action.level], action.slots, None, end, is_write=True)
+        self.travel(self.hardware.routes[action.level], action.slots, None, end, is_write=True)
         return ()
 
     def fetch(self, action: Fetch) -> None:
@@ -288,7 +270,9 @@ class VirtualDriver(ChainDriver):
                 for batch in self._batches.values():
                     batch.settle()
 
-        self._travel(self.routes[action.level], issued.first, issued.count, end, is_write=False)
+        self.travel(
+            self.hardware.routes[action.level], issued.first, issued.count, end, is_write=False
+        )
 
     def complete(self, action: Complete) -> None:
         """Note how long the batch took."""
@@ -308,16 +292,6 @@ class VirtualDriver(ChainDriver):
         if batch.parts is not None:
             batch.parts.copied(action.rows)
         return actions
-
-    # -- virtual time -------------------------------------------------------------------------
-
-    def _travel(
-        self, route: Route, locations: U64 | I64, pages: I64 | None, end: Event, *, is_write: bool
-    ) -> None:
-        if route.first_slot:
-            locations = locations + locations.dtype.type(route.first_slot)
-        work = Work(locations, pages, self._page_bytes, is_write)
-        route.travel(self.timeline, work, end)
 
 
 def _future() -> asyncio.Future[None]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
 from kvtier.emulator.device import ModelledDevice
 from kvtier.emulator.host import Host
+from kvtier.emulator.modelled import Hardware
 from kvtier.emulator.station import Route, Station
 from kvtier.emulator.topology import Topology
 from kvtier.settings import DeviceModel, Settings, default_model, device_names, gpus_of
@@ -26,10 +26,6 @@ class Machine:
 
     Raises:
         SettingsError: the topology has no way from a level to a GPU.
-
-    Attributes:
-        hosts: the software of each GPU's process, which has a core of its own; None: it takes no
-            time.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -38,7 +34,8 @@ class Machine:
         self._slots: dict[str, int] = {
             tier.name: tier.capacity_bytes // settings.page_bytes for tier in settings.tiers
         }
-        self.hosts = [
+        # Each GPU's process runs on a core of its own.
+        self._hosts = [
             None if settings.host is None else Host(settings.host)
             for _ in gpus_of(settings.topology)
         ]
@@ -49,21 +46,28 @@ class Machine:
         if settings.origin is not None:
             self._add_devices("origin", settings.origin.model or default_model("origin"))
 
-    @property
-    def stations(self) -> Mapping[str, Station]:
-        """By name: all devices, and the links that :meth:`routes` has passed."""
-        links = {} if self._topology is None else self._topology.stations
-        return {**self._devices, **links}
+    def hardware(self) -> list[Hardware]:
+        """What each GPU has of all this, in the order of the settings."""
+        gpus = range(len(self._hosts))
+        routes = [[self._route(level, gpu) for level in self._names] for gpu in gpus]
+        links = {} if self._topology is None else self._topology.stations  # those of the routes
+        stations = {**self._devices, **links}
+        return [
+            Hardware(
+                page_bytes=self._settings.page_bytes,
+                routes=routes[gpu],
+                staging=self._staging(gpu),
+                host=self._hosts[gpu],
+                stations=stations,
+            )
+            for gpu in gpus
+        ]
 
-    def routes(self, gpu: int) -> list[Route]:
-        """The way of every level's pages to a GPU, given by its number, in the chain's order."""
-        return [self._route(level, gpu) for level in self._names]
-
-    def staging(self, gpu: int) -> Route:
+    def _staging(self, gpu: int) -> Route:
         """The way of pages out of staging, which lies in the memory of the first tier."""
         memory = next((level for level in self._names if level not in _ISSUED), None)
         device = () if memory is None else (self._devices[self._names[memory][gpu]],)
-        host = self.hosts[gpu]
+        host = self._hosts[gpu]
         route = Route(device, ())
         return route if host is None else route.behind(host.copies, host.copies)
 
@@ -86,7 +90,7 @@ class Machine:
         return self._behind_host(route, level, gpu)
 
     def _behind_host(self, route: Route, level: str, gpu: int) -> Route:
-        host = self.hosts[gpu]
+        host = self._hosts[gpu]
         if host is None:
             return route
         if level in _ISSUED:

@@ -83,22 +83,12 @@ def _open(
     clock: VirtualClock,
     objects: Mapping[bytes, int],
 ) -> list[Emulator]:
-    timeline, machine = Timeline(clock), Machine(settings)
-    routes = [machine.routes(gpu) for gpu in range(len(directories))]
-    contents = OriginContents(objects)
+    timeline, contents = Timeline(clock), OriginContents(objects)
+    gpus, machine = gpus_of(settings.topology), Machine(settings)
     emulators = []
-    gpus = gpus_of(settings.topology)
-    for number, (gpu, directory, ways) in enumerate(zip(gpus, directories, routes, strict=True)):
+    for gpu, directory, hardware in zip(gpus, directories, machine.hardware(), strict=True):
         driver = VirtualDriver(
-            build_chain(settings),
-            _indexes(settings),
-            ways,
-            directory,
-            settings.page_bytes,
-            timeline,
-            machine.stations,
-            machine.staging(number),
-            machine.hosts[number],
+            build_chain(settings), _indexes(settings), hardware, directory, timeline
         )
         origin = None if settings.origin is None else ModelledOrigin(contents, driver)
         emulators.append(Emulator(gpu, driver, directory, origin))
@@ -126,22 +116,13 @@ def open_repetition(
     validate(settings)
     if len(gpus_of(settings.topology)) > 1:
         raise SettingsError("topology.gpus: several GPUs were given, and a log is of one")
-    machine = Machine(settings)
+    (hardware,) = Machine(settings).hardware()
     chain = build_chain(
         settings,
         origin_extent_pages_max=origin_extent_pages_max,
         origin_batch_extents_max=origin_batch_extents_max,
     )
-    return RepeatingDriver(
-        chain,
-        _indexes(settings),
-        machine.routes(0),
-        settings.page_bytes,
-        Timeline(clock),
-        machine.stations,
-        machine.staging(0),
-        machine.hosts[0],
-    )
+    return RepeatingDriver(chain, _indexes(settings), hardware, Timeline(clock))
 
 
 def _indexes(settings: Settings) -> list[PageIndex]:

@@ -8,7 +8,7 @@ whoever waits for it is answered when it has arrived.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -17,7 +17,6 @@ import numpy as np
 from kvtier.chain import (
     Action,
     Chain,
-    ChainDriver,
     Complete,
     Copy,
     Fetch,
@@ -27,10 +26,9 @@ from kvtier.chain import (
     Write,
 )
 from kvtier.chain.driver import Index
-from kvtier.emulator.host import Host
-from kvtier.emulator.station import Route, Station, Work
+from kvtier.emulator.modelled import Hardware, ModelledDriver
+from kvtier.emulator.station import Route
 from kvtier.emulator.timeline import Event, Timeline
-from kvtier.measure import measurements_by_purpose
 from kvtier.pages import I64, U8, U64, Bool, PageStatus, Purpose
 
 Answered = Callable[[I64], None]
@@ -106,18 +104,14 @@ class _Batch:
     done: Event | None = None
 
 
-class RepeatingDriver(ChainDriver):
-    """Performs a chain's actions on modelled devices, and is told when those of devices end.
+class RepeatingDriver(ModelledDriver):
+    """Performs a chain's actions in virtual time, and is told when those of devices end.
 
     Args:
         chain: the state machine.
         indexes: of the tiers, in the chain's order.
-        routes: of every level.
-        page_bytes: bytes of a page.
+        hardware: that stands for the levels.
         timeline: virtual time.
-        stations: those of the routes but the host, by name, for reports.
-        staging: what copies out of staging pass; no station: they take no time.
-        host: its software, which every batch occupies; None: it takes no time.
 
     Attributes:
         reads: by their epoch, those that are unresolved or held.
@@ -127,27 +121,12 @@ class RepeatingDriver(ChainDriver):
     """
 
     def __init__(
-        self,
-        chain: Chain,
-        indexes: Sequence[Index],
-        routes: Sequence[Route],
-        page_bytes: int,
-        timeline: Timeline,
-        stations: Mapping[str, Station],
-        staging: Route,
-        host: Host | None = None,
+        self, chain: Chain, indexes: Sequence[Index], hardware: Hardware, timeline: Timeline
     ) -> None:
-        super().__init__(chain, indexes)
-        self.measurements = measurements_by_purpose(len(routes))
-        self.routes = tuple(routes)
-        self.stations = stations
-        self.timeline = timeline
-        self.host = host
-        self._staging = staging
+        super().__init__(chain, indexes, hardware, timeline)
         self.reads: dict[int, Read] = {}
         self.fetches: dict[int, DeviceWork[Fetch]] = {}
         self.fills: dict[tuple[type[Flight | Write], int, int], DeviceWork[Fill]] = {}
-        self._page_bytes = page_bytes
         self._batches: dict[int, _Batch] = {}
         self._travelling = 0
 
@@ -206,7 +185,7 @@ class RepeatingDriver(ChainDriver):
     def put(self, pages: I64, done: Event) -> None:
         """Send whole objects (pages of each) to the last level."""
         firsts = np.zeros(len(pages), np.uint64)
-        self._travel(self.routes[-1], firsts, pages, done, is_write=True)
+        self.travel(self.hardware.routes[-1], firsts, pages, done, is_write=True)
 
     def expire(self, read: Read) -> None:
         """The deadline of a read passed."""
@@ -263,7 +242,7 @@ class RepeatingDriver(ChainDriver):
                 batch.parts.arrived(action.rows)
 
         in_staging = action.flight is not None and action.flight.buffer >= 0
-        route = self._staging if in_staging else self.routes[action.level]
+        route = self.hardware.staging if in_staging else self.hardware.routes[action.level]
         if route.reads:
             self._send([batch], route, action.sources, arrive, is_write=False)
         else:
@@ -274,7 +253,7 @@ class RepeatingDriver(ChainDriver):
         """Filled for the chain, if the tier is in memory; else :meth:`filled` says when."""
         if self.chain.is_in_memory(action.level):
             waiting = self._waiting_for(action.origin)
-            route = self.routes[action.level]
+            route = self.hardware.routes[action.level]
             self._send(waiting, route, action.slots, _nothing, is_write=True)
             return self.chain.filled(action)
         work = self.fills[_name_of(action)] = DeviceWork(action)
@@ -331,7 +310,7 @@ class RepeatingDriver(ChainDriver):
         self._travelling += 1
         for batch in batches:
             batch.travelling += 1
-        self._travel(route, slots, None, end, is_write=is_write)
+        self.travel(route, slots, None, end, is_write=is_write)
 
     def _start(
         self, work: DeviceWork[ActionT], locations: U64 | I64, pages: I64 | None, *, is_write: bool
@@ -339,20 +318,14 @@ class RepeatingDriver(ChainDriver):
         def end() -> None:
             work.is_over = True
 
-        route = self.routes[work.action.level]
-        self._travel(route, locations, pages, end, is_write=is_write)
-
-    def _travel(
-        self, route: Route, locations: U64 | I64, pages: I64 | None, end: Event, *, is_write: bool
-    ) -> None:
-        work = Work(locations, pages, self._page_bytes, is_write)
-        route.travel(self.timeline, work, end)
+        route = self.hardware.routes[work.action.level]
+        self.travel(route, locations, pages, end, is_write=is_write)
 
     def _occupy_host(self, requests: int) -> None:
         """Let the host's software begin a batch of so many requests; what it asks for is later."""
-        if self.host is not None:
-            self.host.prepare(self.timeline.now_ns, requests)
-            self.host.begin(self.timeline.now_ns)
+        if self.hardware.host is not None:
+            self.hardware.host.prepare(self.timeline.now_ns, requests)
+            self.hardware.host.begin(self.timeline.now_ns)
 
 
 def _name_of(fill: Fill) -> tuple[type[Flight | Write], int, int]:

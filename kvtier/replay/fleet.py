@@ -90,9 +90,9 @@ def merged_meter(gpus: Sequence[Gpu], clock: Clock) -> RequestMeter:
 
 def busy_seconds(drivers: Sequence[VirtualDriver | RepeatingDriver]) -> dict[str, float]:
     """How long every device and link was occupied, and the host's software of each GPU."""
-    busy_s = {name: station.busy_ns / 1e9 for name, station in drivers[0].stations.items()}
+    busy_s = {name: station.busy_ns / 1e9 for name, station in drivers[0].hardware.stations.items()}
     for number, driver in enumerate(drivers):
-        if driver.host is not None:
+        if driver.hardware.host is not None:
             name = "host" if len(drivers) == 1 else f"host ({number})"
-            busy_s[name] = driver.host.busy_ns / 1e9
+            busy_s[name] = driver.hardware.host.busy_ns / 1e9
     return busy_s

@@ -79,7 +79,7 @@ def repeat_trace(
         measurements=driver.measurements,
         series=series,
         busy_s=busy_seconds([driver]),
-        loads={name: one.load for name, one in driver.stations.items()},
+        loads={name: one.load for name, one in driver.hardware.stations.items()},
         verifier=None,
         notes={},
         events=describe_log(events, logged.header),

@@ -172,7 +172,7 @@ def simulate_trace(
             run,
             engines=["modelled"] * len(settings.tiers),
             busy_s=busy_seconds([cache.driver for cache in caches]),
-            loads={name: one.load for name, one in driver.stations.items()},
+            loads={name: one.load for name, one in driver.hardware.stations.items()},
         )
     )
 

@@ -191,7 +191,7 @@ def simulate_serving(
             measurements=measurements,
             series=series,
             busy_s={**servers.busy_s, **busy_seconds([cache.driver for cache in caches])},
-            loads={name: one.load for name, one in driver.stations.items()},
+            loads={name: one.load for name, one in driver.hardware.stations.items()},
             verifier=None,
             notes={},
             gpus=gpus,

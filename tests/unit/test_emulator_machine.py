@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from kvtier.emulator.station import Work
 from kvtier.errors import SettingsError
 from kvtier.settings import (
     DeviceModel,
+    HostSettings,
     LinkSettings,
     OriginSettings,
     Settings,
@@ -42,8 +44,8 @@ SERVER = Settings(
 
 
 def test_routes_of_gpus_meet_in_the_devices_and_links_that_they_share() -> None:
-    machine = Machine(SERVER)
-    hbm, dram, nvme, origin = zip(*(machine.routes(gpu) for gpu in range(3)), strict=True)
+    gpus = Machine(SERVER).hardware()
+    hbm, dram, nvme, origin = zip(*(gpu.routes for gpu in gpus), strict=True)
     assert len({id(route.reads[0]) for route in hbm}) == 3
     assert len({id(route.reads[0]) for route in dram}) == 1
     assert nvme[0].reads[0] is nvme[1].reads[0] is not nvme[2].reads[0]
@@ -52,22 +54,32 @@ def test_routes_of_gpus_meet_in_the_devices_and_links_that_they_share() -> None:
 
 
 def test_caches_have_parts_of_a_device_that_do_not_overlap() -> None:
-    machine = Machine(SERVER)
-    firsts = [[route.first_slot for route in machine.routes(gpu)] for gpu in range(3)]
+    gpus = Machine(SERVER).hardware()
+    firsts = [[route.first_slot for route in gpu.routes] for gpu in gpus]
     assert firsts == [[0, 0, 0, 0], [0, SLOTS, SLOTS, 0], [0, 2 * SLOTS, 0, 0]]
 
 
 def test_every_station_has_a_name() -> None:
-    machine = Machine(SERVER)
-    for gpu in range(3):
-        machine.routes(gpu)
+    gpus = Machine(SERVER).hardware()
     passed = {
         id(station)
-        for gpu in range(3)
-        for route in machine.routes(gpu)
+        for gpu in gpus
+        for route in gpu.routes
         for station in (*route.reads, *route.writes)
     }
-    assert {id(station) for station in machine.stations.values()} == passed
+    for gpu in gpus:
+        assert {id(station) for station in gpu.stations.values()} == passed
+
+
+def test_the_software_of_each_gpu_runs_on_a_core_of_its_own() -> None:
+    one, other, _ = Machine(replace(SERVER, host=HostSettings(copy_s=1e-3))).hardware()
+    assert one.host is not None
+    assert other.host is not None
+    work = Work(np.zeros(1, np.int64), None, 4096, is_write=False)
+    for route in (*one.routes, one.staging):
+        assert route.reads[0].serve(0, work) <= 2_000_000  # dram, then out of staging
+    assert one.host.busy_ns == 2_000_000
+    assert other.host.busy_ns == 0
 
 
 def test_two_devices_of_one_level_draw_tails_of_their_own() -> None:
@@ -77,9 +89,8 @@ def test_two_devices_of_one_level_draw_tails_of_their_own() -> None:
         origin=OriginSettings("memory"),
         topology=TopologySettings(places={"nvme": ("a", "b")}, gpus=("a", "b")),
     )
-    machine = Machine(settings)
     work = Work(np.zeros(1, np.uint64), None, 4096, is_write=False)
-    one, other = (machine.routes(gpu)[0].reads[0].serve(0, work) for gpu in range(2))
+    one, other = (gpu.routes[0].reads[0].serve(0, work) for gpu in Machine(settings).hardware())
     assert one != other
 
 

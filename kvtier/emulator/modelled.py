@@ -1,0 +1,65 @@
+"""What the drivers in virtual time share: hardware that is modelled, and the way of pages on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from kvtier.chain import Chain, ChainDriver
+from kvtier.chain.driver import Index
+from kvtier.emulator.host import Host
+from kvtier.emulator.station import Route, Station, Work
+from kvtier.emulator.timeline import Event, Timeline
+from kvtier.measure import measurements_by_purpose
+from kvtier.pages import I64, U64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hardware:
+    """What one GPU's driver has of a machine.
+
+    Attributes:
+        page_bytes: bytes of a page.
+        routes: of every level, in the chain's order.
+        staging: what copies out of staging pass; no station: they take no time.
+        host: the software of the GPU's process, passed by every batch; None: it takes no time.
+        stations: all of the machine but hosts, by name, for reports.
+    """
+
+    page_bytes: int
+    routes: Sequence[Route]
+    staging: Route
+    host: Host | None
+    stations: Mapping[str, Station]
+
+
+class ModelledDriver(ChainDriver):
+    """Performs a chain's actions on modelled devices; no bytes move.
+
+    Args:
+        chain: the state machine.
+        indexes: of the tiers, in the chain's order.
+        hardware: that stands for the levels.
+        timeline: virtual time, which drivers may share.
+
+    Attributes:
+        hardware, timeline: as given.
+        measurements: latencies of the reads for each purpose.
+    """
+
+    def __init__(
+        self, chain: Chain, indexes: Sequence[Index], hardware: Hardware, timeline: Timeline
+    ) -> None:
+        super().__init__(chain, indexes)
+        self.hardware = hardware
+        self.timeline = timeline
+        self.measurements = measurements_by_purpose(len(hardware.routes))
+
+    def travel(
+        self, route: Route, locations: U64 | I64, pages: I64 | None, end: Event, *, is_write: bool
+    ) -> None:
+        """Send operations on their way from now on; ``end`` happens when the last has arrived."""
+        if route.first_slot:
+            locations = locations + locations.dtype.type(route.first_slot)
+        work = Work(locations, pages, self.hardware.page_bytes, is_write)
+        route.travel(self.timeline, work, end)
