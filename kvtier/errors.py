@@ -35,6 +35,10 @@ class DeviceError(KvtierError, OSError):
     """A tier's device cannot be opened, or is not there."""
 
 
+class DeviceLostError(DeviceError):
+    """A tier's device worked when it was opened, and failed later for good."""
+
+
 class LimitError(KvtierError, ValueError):
     """A request is larger than the configured bound."""
 

@@ -12,6 +12,7 @@ from kvtier.clock import Clock, WallClock
 from kvtier.directory import ObjectDirectory, ObjectEntry
 from kvtier.driver import AsyncDriver
 from kvtier.errors import SettingsError
+from kvtier.gpu import Gpu, open_gpu
 from kvtier.origin import Origin
 from kvtier.registry import open_backend
 from kvtier.settings import Settings, check_machine, validate
@@ -26,6 +27,7 @@ async def open_cache(
     clock: Clock | None = None,
     origin: Backend | None = None,
     make_chain: Callable[..., Chain] = Chain,
+    gpu: Gpu | None = None,
 ) -> AsyncIterator[TieredCache[AsyncDriver]]:
     """A cache as ``settings`` describe it, closed at the end of the block.
 
@@ -36,6 +38,7 @@ async def open_cache(
             must name one, for its rules hold); it stays open.
         make_chain: takes what :class:`kvtier.chain.Chain` takes; another one may log what it is
             told (:mod:`kvtier.events`).
+        gpu: where the ``hbm`` tier lives, in the place of the one that ``settings.device`` means.
 
     Raises:
         SettingsError: a setting is wrong, or asks for more than the machine has.
@@ -67,10 +70,12 @@ async def open_cache(
                 origin_batch_extents_max=origin.capability.batch_extents_max,
                 make=make_chain,
             )
+        if gpu is None and any(tier.name == "hbm" for tier in settings.tiers):
+            gpu = open_gpu(settings.device)
         tiers = []
         for tier_settings in settings.tiers:
             tier = await open_tier(
-                tier_settings, settings.page_bytes, settings.seed, settings.device
+                tier_settings, settings.page_bytes, settings.seed, gpu
             )
             stack.push_async_callback(tier.close)
             tiers.append(tier)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from kvtier.errors import SettingsError
-from kvtier.settings import Device, TierSettings
+from kvtier.gpu import Gpu
+from kvtier.settings import TierSettings
 from kvtier.tiers.dram import open_dram
 from kvtier.tiers.hbm import open_hbm
 from kvtier.tiers.memory import MemoryTier
@@ -16,14 +17,16 @@ __all__ = ["MemoryTier", "NvmeTier", "Tier", "open_tier", "slots_of"]
 Tier: TypeAlias = MemoryTier | NvmeTier
 
 
-async def open_tier(settings: TierSettings, page_bytes: int, seed: int, device: Device) -> Tier:
+async def open_tier(
+    settings: TierSettings, page_bytes: int, seed: int, gpu: Gpu | None = None
+) -> Tier:
     """Open one tier, empty, its compiled parts ready.
 
     Args:
         settings: which tier, and its bounds.
         page_bytes: bytes of a page.
         seed: of the index's hash.
-        device: where an ``hbm`` tier lives; the others ignore it.
+        gpu: where an ``hbm`` tier lives, and for which a ``dram`` tier is pinned; None: the host.
 
     Raises:
         SettingsError: the capacity is less than one set, or a setting is not possible.
@@ -31,9 +34,9 @@ async def open_tier(settings: TierSettings, page_bytes: int, seed: int, device: 
     """
     slots = slots_of(settings, page_bytes)
     if settings.name == "hbm":
-        return open_hbm(settings, slots, page_bytes, seed, device)
+        return open_hbm(settings, slots, page_bytes, seed, gpu)
     if settings.name == "dram":
-        return open_dram(settings, slots, page_bytes, seed)
+        return open_dram(settings, slots, page_bytes, seed, gpu)
     return open_nvme(settings, slots, page_bytes, seed)
 
 

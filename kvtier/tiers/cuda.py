@@ -1,141 +1,183 @@
-"""The tier in the memory of an NVIDIA GPU, by CuPy.
+"""The tier in the memory of a GPU. Its index is on the host; kernels move the pages.
 
-The straightforward form: the index is on the host, and each call waits until its bytes are in
-place. Bytes cross to the host and back through a staging buffer in pinned memory.
+**Order.** Reads and writes of the arena happen in the order in which they were enqueued, on whatever
+streams (:class:`kvtier.tiers.stream_order.StreamOrder`). That is why a batch may release its epoch
+when its copies are enqueued: the slots can be given to other pages at once, for what is then written
+there waits, on the GPU, for the copies. Which page lies where never depends on how fast the GPU is.
+
+**Callers.** Memory of the GPU is read and written on its owner's stream, and the host does not wait.
+Host memory is read and written before a call returns.
+
+**Failure.** CUDA goes on after no error: each becomes a DeviceLostError, and the tier must not be
+used any more. Pages that were enqueued and not yet copied never arrive; their owner learns that
+from its own stream, as from any work on a lost device.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
-from typing import Any, Final
 
 import numpy as np
 
-from kvtier.errors import DeviceError
+from kvtier.errors import DeviceError, DeviceLostError
+from kvtier.gpu import Array, DeviceRows, Gpu, check_free, device_calls, device_rows
 from kvtier.index import PageIndex
 from kvtier.pages import I64, U8
-from kvtier.rows import copy_rows
-from kvtier.tiers.cuda_rows import RowKernels
-from kvtier.tiers.memory import MemoryTier
+from kvtier.rows import as_column
+from kvtier.tiers.crossing import Crossing
+from kvtier.tiers.cuda_rows import SOURCE, RowKernels
+from kvtier.tiers.memory import HostTier, MemoryTier
+from kvtier.tiers.stream_order import StreamOrder
 from kvtier.units import format_bytes
-
-STAGING_BYTES: Final = 16 << 20
-"""Pinned memory for pages between host and GPU; a longer copy goes in steps of it."""
 
 
 class CudaTier(MemoryTier):
-    """A tier on the current CUDA device. ``gather`` and ``scatter`` take NumPy and CuPy arrays.
+    """A tier on a GPU. Memory of callers is NumPy's, the GPU's, or DeviceRows.
 
     Args:
+        gpu: where the arena lies.
         index: which page lies in which slot; on the host.
         slots: pages of the arena.
         page_bytes: bytes of a page.
 
     Raises:
-        ImportError: CuPy is not installed.
         DeviceError: the GPU has no memory for the arena, or the host none to pin.
     """
 
     name = "hbm"
     engine = "cuda"
 
-    def __init__(self, index: PageIndex, slots: int, page_bytes: int) -> None:
-        import cupy  # noqa: PLC0415 -- not a base dependency
-
+    def __init__(self, gpu: Gpu, index: PageIndex, slots: int, page_bytes: int) -> None:
+        self.gpu = gpu
         self.index = index
-        self._cupy: Any = cupy
-        self._device = cupy.cuda.Device()
-        self._rows = RowKernels()
-        self._step = max(1, min(slots, STAGING_BYTES // page_bytes))
+        self._page_bytes = page_bytes
+        self._order = StreamOrder()
+        size = slots * page_bytes
         try:
-            self.arena = cupy.empty((slots, page_bytes), np.uint8)
-            self._pinned = _pinned_rows(cupy, self._step, page_bytes)
-        except (cupy.cuda.memory.OutOfMemoryError, cupy.cuda.runtime.CUDARuntimeError) as error:
-            free_bytes, total_bytes = self._device.mem_info
+            check_free(gpu, size, "an hbm tier")
+            self._rows = RowKernels(gpu.kernels(SOURCE, {}))
+            self._stream = gpu.new_stream()
+            self.arena = gpu.xp.empty((slots, page_bytes), np.uint8)
+            self._crossing = Crossing(gpu, self._rows, slots, page_bytes)
+        except gpu.errors as error:
             raise DeviceError(
-                f"an hbm tier of {format_bytes(slots * page_bytes)} does not fit: the GPU has "
-                f"{format_bytes(free_bytes)} of {format_bytes(total_bytes)} free; lower its "
-                "capacity"
+                f"an hbm tier of {format_bytes(size)} cannot be opened on the GPU: {error}; "
+                "lower its capacity, or look at nvidia-smi"
             ) from error
 
-    def gather(self, slots: I64, out: U8, rows: I64 | None = None) -> None:
+    def gather(self, slots: I64, out: U8 | DeviceRows, rows: I64 | None = None) -> None:
         """See :meth:`MemoryTier.gather`."""
-        self._check(slots, out, rows)
-        with self._device:
-            if isinstance(out, self._cupy.ndarray):
-                self._rows.copy(out, rows, self.arena, slots, len(slots))
-                self._synchronize()
-            else:
+        with device_calls(self.gpu):
+            to = device_rows(self.gpu, out)
+            self._check(slots, out if to is None else to.array, rows)
+            if to is None:
                 self._download(slots, out, rows)
+                return
+            with self.gpu.on(to.stream):
+                self._order.before_read(to.stream)
+                self._rows.copy(to.array, rows, self.arena, slots, len(slots))
+                self._order.after_read(to.stream)
 
-    def scatter(self, slots: I64, source: U8, rows: I64 | None = None) -> None:
-        """See :meth:`MemoryTier.scatter`."""
-        self._check(slots, source, rows)
-        with self._device:
-            if isinstance(source, self._cupy.ndarray):
-                self._rows.copy(self.arena, slots, source, rows, len(slots))
-                self._synchronize()
+    def scatter(self, slots: I64, source: U8 | DeviceRows, rows: I64 | None = None) -> None:
+        """See :meth:`MemoryTier.scatter`. Host memory goes through pinned buffers."""
+        with device_calls(self.gpu):
+            origin = device_rows(self.gpu, source)
+            self._check(slots, source if origin is None else origin.array, rows)
+            if origin is None:
+                streams = self._crossing.streams
+                self._order.before_write(streams)
+                try:
+                    self._crossing.upload(self.arena, slots, source, rows, len(slots))
+                finally:
+                    self._order.after_write(streams)
             else:
-                self._upload(slots, source, rows)
+                with self._writing(origin.array, rows, slots):
+                    self._stream.wait_event(origin.stream.record())
+                origin.stream.wait_event(self._stream.record())
 
     def transfer(self, slots: I64, source: MemoryTier, source_slots: I64) -> None:
-        """See :meth:`MemoryTier.transfer`."""
-        self.scatter(slots, source.arena, source_slots)
+        """See :meth:`MemoryTier.transfer`. Pinned memory is read by one launch, where it is."""
+        mapped = source.mapped if isinstance(source, HostTier) else None
+        if mapped is None:
+            self.scatter(slots, source.arena, source_slots)
+            return
+        with device_calls(self.gpu):
+            self._check(slots, mapped.view, source_slots)
+            with self._writing(mapped.view, source_slots, slots):
+                pass
+            mapped.was_read(self._stream)
+
+    def bring(self, out: DeviceRows, rows: I64 | None, source: U8, source_rows: I64) -> None:
+        """Copy rows of host memory to memory of the GPU that is a caller's, not the tier's.
+
+        Args:
+            out: u8[any, page_bytes].
+            rows: i64[n], distinct, or None for rows 0 to n-1.
+            source: u8[any, page_bytes]; it has been read when this returns.
+            source_rows: i64[n].
+
+        Raises:
+            DeviceLostError: the GPU failed.
+        """
+        with device_calls(self.gpu):
+            ready = out.stream.record()
+            for stream in self._crossing.streams:
+                stream.wait_event(ready)
+            self._crossing.upload(out.array, rows, source, source_rows, len(source_rows))
+            for stream in self._crossing.streams:
+                out.stream.wait_event(stream.record())
 
     async def close(self) -> None:
-        """See :meth:`MemoryTier.close`."""
-        # Copies of no bytes: the arena and the pinned rows return to CuPy's pools.
-        self.arena = self.arena[:0].copy()
-        self._pinned = self._pinned[:0].copy()
+        """See :meth:`MemoryTier.close`. Waits for the copies that are enqueued."""
+        # A GPU that has failed takes its memory with it.
+        with contextlib.suppress(*self.gpu.errors, DeviceLostError):
+            self._order.wait_for_reads()
+            self._stream.synchronize()
+            self._crossing.close()
+            self.arena = self.gpu.xp.empty((0, self._page_bytes), np.uint8)
 
     def _download(self, slots: I64, out: U8, rows: I64 | None) -> None:
-        for first, last in self._steps(len(slots)):
-            staged = self._pinned[: last - first]
-            pages = self._cupy.empty(staged.shape, np.uint8)
-            self._rows.copy(pages, None, self.arena, slots[first:last], len(staged))
-            pages.get(out=staged)
-            self._synchronize()
-            copy_rows(out, _rows_of(rows, first, last), staged, None)
+        for stream in self._crossing.streams:
+            self._order.before_read(stream)
+        try:
+            self._crossing.download(out, rows, self.arena, slots)
+        except BaseException:
+            for stream in self._crossing.streams:
+                self._order.after_read(stream)
+            raise
 
-    def _upload(self, slots: I64, source: U8, rows: I64 | None) -> None:
-        for first, last in self._steps(len(slots)):
-            staged = self._pinned[: last - first]
-            copy_rows(staged, None, source, _rows_of(rows, first, last))
-            pages = self._cupy.empty(staged.shape, np.uint8)
-            pages.set(staged)
-            self._rows.copy(self.arena, slots[first:last], pages, None, len(staged))
-            # The pinned rows are free again only when the GPU has read them.
-            self._synchronize()
+    @contextlib.contextmanager
+    def _writing(self, source: Array, rows: I64 | None, slots: I64) -> Iterator[None]:
+        """Copy to the arena on the tier's own stream, after what the block makes it wait for."""
+        self._order.before_write([self._stream])
+        yield
+        with self.gpu.on(self._stream):
+            self._rows.copy(self.arena, slots, source, rows, len(slots))
+        self._order.after_write([self._stream])
 
-    def _steps(self, count: int) -> Iterator[tuple[int, int]]:
-        for first in range(0, count, self._step):
-            yield first, min(first + self._step, count)
-
-    def _synchronize(self) -> None:
-        self._cupy.cuda.get_current_stream().synchronize()
-
-    def _check(self, slots: I64, memory: U8, rows: I64 | None) -> None:
+    def _check(self, slots: I64, memory: Array, rows: I64 | None) -> None:
         """Kernels would follow a number that is out of range anywhere, so the host looks first."""
-        page_bytes = self.arena.shape[1]
-        if memory.ndim != 2 or memory.dtype != np.uint8 or memory.shape[1] != page_bytes:
+        if (
+            memory.ndim != 2
+            or memory.dtype != np.uint8
+            or memory.shape[1] != self._page_bytes
+            or not memory.flags.c_contiguous
+        ):
             raise ValueError(
-                f"memory is {memory.dtype}{list(memory.shape)}: it must be u8[rows, {page_bytes}]"
+                f"memory is {memory.dtype}{list(memory.shape)}: "
+                f"it must be u8[rows, {self._page_bytes}], C-contiguous"
             )
+        if rows is None and len(slots) > len(memory):
+            raise ValueError(f"memory has {len(memory)} rows, but {len(slots)} are needed")
         if rows is not None and len(rows) != len(slots):
             raise ValueError(f"{len(rows)} rows are given for {len(slots)} slots")
         _check_range("slot", slots, len(self.arena))
-        _check_range("row", _rows_of(rows, 0, len(slots)), len(memory))
-
-
-def _pinned_rows(cupy: Any, rows: int, page_bytes: int) -> U8:
-    memory = cupy.cuda.alloc_pinned_memory(rows * page_bytes)
-    return np.frombuffer(memory, np.uint8, rows * page_bytes).reshape(rows, page_bytes)
-
-
-def _rows_of(rows: I64 | None, first: int, last: int) -> I64:
-    return np.arange(first, last) if rows is None else rows[first:last]
+        if rows is not None:
+            _check_range("row", rows, len(memory))
 
 
 def _check_range(name: str, numbers: I64, limit: int) -> None:
+    as_column(numbers, np.int64, f"the {name} numbers")
     if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < limit:
         raise ValueError(f"a {name} number is outside 0 to {limit - 1}")

@@ -7,13 +7,18 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from kvtier.gpu import DeviceRows, Gpu
 from kvtier.index import PageIndex
 from kvtier.pages import I64, U8
 from kvtier.rows import aligned_rows, copy_rows
+from kvtier.tiers.mapped import MappedRows
 
 
 class MemoryTier(ABC):
-    """A page index and an arena of pages. Its calls copy at once; they must not overlap.
+    """A page index and an arena of pages. Its calls must not overlap.
+
+    Host memory is copied at once. Copies between a GPU's memories are enqueued, on the stream of
+    the :class:`kvtier.gpu.DeviceRows` that are copied.
 
     Attributes:
         name: ``hbm`` or ``dram``.
@@ -29,7 +34,7 @@ class MemoryTier(ABC):
     arena: U8
 
     @abstractmethod
-    def gather(self, slots: I64, out: U8, rows: I64 | None = None) -> None:
+    def gather(self, slots: I64, out: U8 | DeviceRows, rows: I64 | None = None) -> None:
         """Copy the pages of ``slots`` to rows of ``out``.
 
         Args:
@@ -39,6 +44,7 @@ class MemoryTier(ABC):
 
         Raises:
             ValueError: a slot, a row or a shape does not fit; nothing was copied.
+            DeviceLostError: the GPU failed, that of the tier or of ``out``.
         """
 
     @abstractmethod
@@ -52,6 +58,7 @@ class MemoryTier(ABC):
 
         Raises:
             ValueError: a slot, a row or a shape does not fit; nothing was copied.
+            DeviceLostError: the GPU of the tier failed.
         """
 
     @abstractmethod
@@ -66,33 +73,61 @@ class MemoryTier(ABC):
 class HostTier(MemoryTier):
     """A tier in host memory: ``dram``, and the CPU twin of ``hbm``.
 
+    Args:
+        name, engine, index: see :class:`MemoryTier`.
+        slots: pages of the arena.
+        page_bytes: bytes of a page.
+        gpu: reads the arena where it is; None: nobody but the host does.
+
+    Attributes:
+        mapped: the arena as ``gpu`` sees it.
+
     Raises:
-        DeviceError: there is no memory for the arena.
+        DeviceError: there is no memory for the arena, or it cannot be pinned.
     """
 
     def __init__(
-        self, name: str, engine: str, index: PageIndex, slots: int, page_bytes: int
+        self,
+        name: str,
+        engine: str,
+        index: PageIndex,
+        slots: int,
+        page_bytes: int,
+        gpu: Gpu | None = None,
     ) -> None:
         self.name = name
         self.engine = engine
         self.index = index
         self.arena = aligned_rows(slots, page_bytes)
+        self.mapped = None if gpu is None else MappedRows(gpu, self.arena)
         # Compiled now, not inside the first request.
         copy_rows(np.empty((1, page_bytes), np.uint8), None, self.arena[:1], None)
 
-    def gather(self, slots: I64, out: U8, rows: I64 | None = None) -> None:
+    def gather(self, slots: I64, out: U8 | DeviceRows, rows: I64 | None = None) -> None:
         """See :meth:`MemoryTier.gather`."""
-        copy_rows(out, rows, self.arena, slots)
+        if isinstance(out, DeviceRows):
+            assert self.mapped is not None, "memory of a GPU is given to a tier that knows none"
+            self.mapped.gather(out, rows, slots)
+        else:
+            copy_rows(out, rows, self.arena, slots)
 
     def scatter(self, slots: I64, source: U8, rows: I64 | None = None) -> None:
         """See :meth:`MemoryTier.scatter`."""
+        self._before_write()
         copy_rows(self.arena, slots, source, rows)
 
     def transfer(self, slots: I64, source: MemoryTier, source_slots: I64) -> None:
         """See :meth:`MemoryTier.transfer`."""
+        self._before_write()
         source.gather(source_slots, self.arena, slots)
 
     async def close(self) -> None:
         """See :meth:`MemoryTier.close`."""
+        if self.mapped is not None:
+            self.mapped.close()
         # The mapping ends with the last array over it: a caller may still hold one.
         self.arena = self.arena[:0]
+
+    def _before_write(self) -> None:
+        if self.mapped is not None:
+            self.mapped.before_write()

@@ -1,14 +1,21 @@
-"""Tests that need an NVIDIA GPU and CuPy; elsewhere each is skipped, and says why."""
+"""Each test runs on a GPU that a CPU plays, and on a real one where there is one.
+
+``pytest -m gpu`` runs the second kind; elsewhere each is skipped, and says why.
+"""
 
 from __future__ import annotations
 
 import pytest
+from cpu_gpu import ORDERS, CpuGpu
 
-from kvtier.tiers.hbm import find_cuda_trouble
+from kvtier.gpu import CudaGpu, Gpu, find_cuda_trouble
 
 
-@pytest.fixture(autouse=True)
-def _needs_a_gpu() -> None:
+@pytest.fixture(params=[*ORDERS, pytest.param("cuda", marks=pytest.mark.gpu)])
+def gpu(request: pytest.FixtureRequest) -> Gpu:
+    if request.param != "cuda":
+        return CpuGpu(request.param)
     trouble = find_cuda_trouble()
     if trouble is not None:
         pytest.skip(trouble)
+    return CudaGpu()

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from cuda_on_cpu import CpuKernels, find_compiler
 
+from kvtier.gpu import find_cuda_trouble
 from kvtier.index import PageIndex, create_index
 from kvtier.index.cuda import SOURCE, CudaIndex
 from kvtier.pages import LookupResult
-from kvtier.tiers.hbm import find_cuda_trouble
 
 CUDA_ON_CPU = "cuda on a CPU"
 ENGINES = ["reference", "numba", CUDA_ON_CPU, pytest.param("cuda", marks=pytest.mark.gpu)]

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvtier.errors import DeviceError, SettingsError
+from kvtier.gpu import open_gpu
 from kvtier.index import create_index
 from kvtier.pages import U8
-from kvtier.settings import Device, TierSettings
+from kvtier.settings import TierSettings
 from kvtier.tiers import MemoryTier, Tier, open_tier, slots_of
 from kvtier.tiers.memory import HostTier
 
@@ -21,8 +22,8 @@ PAGE_BYTES = 512
 SLOTS = 64
 
 
-def open_(settings: TierSettings, device: Device = "cpu", page_bytes: int = PAGE_BYTES) -> Tier:
-    return asyncio.run(open_tier(settings, page_bytes, seed=1, device=device))
+def open_(settings: TierSettings, page_bytes: int = PAGE_BYTES) -> Tier:
+    return asyncio.run(open_tier(settings, page_bytes, seed=1))
 
 
 def host_tier(name: str = "dram") -> HostTier:
@@ -123,9 +124,9 @@ def test_a_tier_says_what_it_is() -> None:
 def test_cuda_without_cupy_is_refused_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(DeviceError, match=r"CuPy is not installed; install kvtier\[cuda12\]"):
-        open_(TierSettings("hbm", 8192), device="cuda")
+        open_gpu("cuda")
 
 
-def test_auto_without_cupy_takes_the_twin(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_without_cupy_takes_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
-    assert open_(TierSettings("hbm", 8192), device="auto").engine == "cpu-twin"
+    assert open_gpu("auto") is None

@@ -42,7 +42,7 @@ async def opened(
     path: Path | None, engine: Any = "threads", page_bytes: int = PAGE_BYTES
 ) -> AsyncIterator[NvmeTier]:
     wanted = TierSettings("nvme", SLOTS * page_bytes, path=path, engine=engine, queue_depth=4)
-    tier = await open_tier(wanted, page_bytes, seed=1, device="cpu")
+    tier = await open_tier(wanted, page_bytes, seed=1)
     assert isinstance(tier, NvmeTier)
     try:
         yield tier
