@@ -22,6 +22,7 @@ from kvtier.catalogue import Catalogue, ObjectStore
 from kvtier.chain import Chain, Read
 from kvtier.directory import ObjectDirectory, ObjectEntry
 from kvtier.errors import BackendError, LimitError
+from kvtier.gpu import ALIGNMENT_BYTES, Array, DeviceRows, Rows
 from kvtier.lease import Lease
 from kvtier.measure import Measurements
 from kvtier.pages import I64, U8, U32, U64, Bool, PageStatus, Purpose, expand_objects
@@ -39,10 +40,12 @@ class Driver(Protocol):
 
     def rows(self, count: int) -> U8 | None: ...
 
+    def device_rows(self, memory: object, stream: int | None) -> DeviceRows: ...
+
     async def read(
         self,
         page_ids: U64,
-        out: U8 | None,
+        out: Rows | None,
         deadline_s: float | None = None,
         purpose: Purpose = Purpose.UNSTATED,
     ) -> U8: ...
@@ -103,7 +106,8 @@ class ReadResult:
 
     Attributes:
         status: u8[n], a :class:`PageStatus` per page.
-        pages: u8[n, page_bytes]; rows that are not OK hold nothing of use.
+        pages: u8[n, page_bytes]; rows that are not OK hold nothing of use. It is ``out``, whatever
+            its kind, if that was given.
     """
 
     status: U8
@@ -241,30 +245,41 @@ class TieredCache(Generic[DriverT]):
     async def read(
         self,
         page_ids: U64,
-        out: U8 | None = None,
+        out: Array | None = None,
         *,
         deadline_s: float | None = None,
         purpose: Purpose = Purpose.UNSTATED,
+        stream: int | None = None,
     ) -> ReadResult:
         """Read pages through the levels.
 
         Args:
             page_ids: u64[n], repeats allowed.
             out: u8[n, page_bytes], C-contiguous; allocated if None. Never touched after the
-                return, nor after a cancellation.
+                return, nor after a cancellation. Where the first tier is on a GPU, memory of that
+                is taken as well, with ``__cuda_array_interface__`` or DLPack (CuPy, PyTorch), from
+                an address that is a multiple of 16. Its OK pages are enqueued, in the order of
+                ``stream``, and the host does not wait for them; a page that was lost with the GPU
+                is FAILED.
             deadline_s: pages not there by then are answered LATE.
             purpose: what the pages are for; counters and latencies are kept apart by it.
+            stream: the ``cudaStream_t`` on which the owner of ``out`` uses it. None: CuPy's current
+                one at the call, which is, as PyTorch's, the default stream unless it was changed.
+
+        Raises:
+            LimitError: ``page_ids`` or ``out`` does not fit.
+            DeviceLostError: ``out`` lies on a GPU that has failed.
         """
         page_ids = _checked_ids(page_ids)
-        rows = self._driver.rows(len(page_ids)) if out is None else self._checked_out(page_ids, out)
+        memory: Array = self._driver.rows(len(page_ids)) if out is None else out
+        rows = memory if out is None else self._checked_out(page_ids, out, stream)
         status = await self.read_into(page_ids, rows, deadline_s, purpose)
-        assert rows is not None
-        return ReadResult(status, rows)
+        return ReadResult(status, memory)
 
     async def read_into(
         self,
         page_ids: U64,
-        rows: U8 | None,
+        rows: Rows | None,
         deadline_s: float | None = None,
         purpose: Purpose = Purpose.UNSTATED,
     ) -> U8:
@@ -372,19 +387,27 @@ class TieredCache(Generic[DriverT]):
                 f"it must be a C-contiguous uint8{list(expected)}"
             )
 
-    def _checked_out(self, page_ids: U64, out: U8) -> U8:
+    def _checked_out(self, page_ids: U64, out: Array, stream: int | None) -> Rows:
+        on_host = isinstance(out, np.ndarray)
+        rows: Rows = out if on_host else self._driver.device_rows(out, stream)
+        memory = rows.array if isinstance(rows, DeviceRows) else rows
         expected = (len(page_ids), self._settings.page_bytes)
         if (
-            out.dtype != np.uint8
-            or out.shape != expected
-            or not out.flags.c_contiguous
-            or not out.flags.writeable
+            memory.dtype != np.uint8
+            or memory.shape != expected
+            or not memory.flags.c_contiguous
+            or (on_host and not memory.flags.writeable)
         ):
             raise LimitError(
-                f"read: out is {out.dtype}{list(out.shape)}: it must be a writable, C-contiguous "
-                f"uint8{list(expected)}"
+                f"read: out is {memory.dtype}{list(memory.shape)}: it must be a writable, "
+                f"C-contiguous uint8{list(expected)}"
             )
-        return out
+        if isinstance(rows, DeviceRows) and rows.array.data.ptr % ALIGNMENT_BYTES:
+            raise LimitError(
+                f"read: out begins at {rows.array.data.ptr:#x} of the GPU's memory: it must be a "
+                f"multiple of {ALIGNMENT_BYTES}"
+            )
+        return rows
 
 
 def _checked_ids(page_ids: U64) -> U64:

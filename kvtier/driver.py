@@ -29,12 +29,14 @@ from kvtier.chain import (
     Write,
 )
 from kvtier.clock import Clock
-from kvtier.errors import ClosedError
+from kvtier.errors import ClosedError, DeviceLostError, LimitError
+from kvtier.gpu import DeviceRows, Rows, device_rows
+from kvtier.index.lost import LostIndex
 from kvtier.measure import measurements_by_purpose
 from kvtier.origin import Origin
 from kvtier.pages import I64, U8, U64, PageStatus, Purpose
 from kvtier.rows import aligned_rows, copy_rows
-from kvtier.tiers import MemoryTier, NvmeTier, Tier
+from kvtier.tiers import CudaTier, MemoryTier, NvmeTier, Tier
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ class _Job:
     """A batch somebody waits for, and the memory it reads into or writes from."""
 
     ticket: Read | Write
-    rows: U8 | None
+    rows: Rows | None
     start_ns: int
     parts: Parts | None = None
     future: asyncio.Future[None] | None = None
@@ -99,6 +101,8 @@ class AsyncDriver(ChainDriver):
         self._progress = asyncio.Event()
         self._unyielded_pages = 0
         self._failing: set[int] = set()
+        self._gpu = tiers[0] if tiers and isinstance(tiers[0], CudaTier) else None
+        self._gpu_lost: DeviceLostError | None = None
         self._broken: BaseException | None = None
 
     # -- batches ------------------------------------------------------------------------------
@@ -107,14 +111,34 @@ class AsyncDriver(ChainDriver):
         """Memory for ``count`` pages."""
         return np.empty((count, self._page_bytes), np.uint8)
 
+    def device_rows(self, memory: object, stream: int | None) -> DeviceRows:
+        """Memory of the first tier's GPU as rows; arguments as of ``kvtier.gpu.device_rows``.
+
+        Raises:
+            LimitError: the first tier is on no GPU, or the memory is not on that.
+            DeviceLostError: the GPU has failed.
+        """
+        name = f"{type(memory).__module__.partition('.')[0]}.{type(memory).__name__}"
+        if self._gpu is None:
+            raise LimitError(f"out is a {name}, and no tier is on a GPU: give a NumPy array")
+        if self._gpu_lost is not None:
+            raise DeviceLostError(f"{self._gpu_lost}; read into host memory")
+        rows = device_rows(self._gpu.gpu, memory, stream)
+        if rows is None:
+            raise LimitError(f"out is a {name} in host memory: give a NumPy array over it")
+        return rows
+
     async def read(
         self,
         page_ids: U64,
-        out: U8 | None,
+        out: Rows | None,
         deadline_s: float | None = None,
         purpose: Purpose = Purpose.UNSTATED,
     ) -> U8:
-        """Read a batch into ``out`` (u8[n, page_bytes]); returns a ``PageStatus`` per page."""
+        """Read a batch into ``out`` (u8[n, page_bytes]); returns a ``PageStatus`` per page.
+
+        Of DeviceRows, an OK row is *enqueued*: it is there for what their stream does next.
+        """
         read: Read | None = None
         try:
             async with asyncio.timeout(deadline_s):
@@ -231,7 +255,7 @@ class AsyncDriver(ChainDriver):
     async def _start(
         self,
         page_ids: U64,
-        out: U8 | None,
+        out: Rows | None,
         *,
         held: bool = False,
         purpose: Purpose = Purpose.UNSTATED,
@@ -301,11 +325,10 @@ class AsyncDriver(ChainDriver):
         """Copy pages into the caller's rows, unless it has left."""
         job = self._jobs[action.read.epoch]
         if job.rows is not None:
-            flight = action.flight
-            if flight is not None and flight.buffer >= 0:
-                copy_rows(job.rows, action.rows, self._buffer(flight.buffer), action.sources)
-            else:
-                self._memory(action.level).gather(action.sources, job.rows, action.rows)
+            try:
+                self._copy(action, job.rows)
+            except DeviceLostError as error:
+                return self._without_gpu(action, job, error)
             elapsed_ns = self._clock.now_ns() - job.start_ns
             measurements = self.measurements[action.read.purpose]
             measurements.served(action.level, elapsed_ns, len(action.sources))
@@ -321,11 +344,16 @@ class AsyncDriver(ChainDriver):
             self._spawn(self._fill_device(tier, action))
             return ()
         origin = action.origin
-        if isinstance(origin, Flight) and origin.buffer < 0:
-            source = self._memory(origin.source)
-            tier.transfer(action.slots, source, action.sources)
-        else:
-            tier.scatter(action.slots, self._payload(origin), action.sources)
+        try:
+            self._check_gpu(tier)
+            if isinstance(origin, Flight) and origin.buffer < 0:
+                source = self._memory(origin.source)
+                tier.transfer(action.slots, source, action.sources)
+            else:
+                tier.scatter(action.slots, self._payload(origin), action.sources)
+        except DeviceLostError as error:
+            self._lose_gpu(error)
+            return self.chain.filled(action, np.zeros(len(action.slots), np.bool_))
         return self.chain.filled(action)
 
     def fetch(self, action: Fetch) -> None:
@@ -382,6 +410,48 @@ class AsyncDriver(ChainDriver):
             status = np.full(len(action.slots), PageStatus.FAILED, np.uint8)
         self.perform(self.chain.filled(action, status == PageStatus.OK))
 
+    def _copy(self, action: Copy, rows: Rows) -> None:
+        flight = action.flight
+        if isinstance(rows, DeviceRows):
+            self._check_gpu(self._gpu)
+        if flight is None or flight.buffer < 0:
+            source = self._memory(action.level)
+            self._check_gpu(source)
+            source.gather(action.sources, rows, action.rows)
+        elif isinstance(rows, DeviceRows):
+            assert self._gpu is not None
+            self._gpu.bring(rows, action.rows, self._buffer(flight.buffer), action.sources)
+        else:
+            copy_rows(rows, action.rows, self._buffer(flight.buffer), action.sources)
+
+    # -- the GPU, lost ------------------------------------------------------------------------
+
+    def _check_gpu(self, tier: MemoryTier | None) -> None:
+        """Nothing is asked of a GPU that has failed, whether or not it would answer."""
+        if self._gpu_lost is not None and tier is self._gpu:
+            raise self._gpu_lost
+
+    def _lose_gpu(self, error: DeviceLostError) -> None:
+        """From now on the first tier misses everything."""
+        if self._gpu_lost is None:
+            self._gpu_lost = error
+            self.indexes = (LostIndex(), *self.indexes[1:])
+            logger.warning("hbm is lost, its pages are read from the levels below: %s", error)
+
+    def _without_gpu(self, action: Copy, job: _Job, error: DeviceLostError) -> Iterable[Action]:
+        """Rows in the GPU's memory are lost with it; others get their pages from below."""
+        self._lose_gpu(error)
+        if isinstance(job.rows, DeviceRows):
+            return self.chain.uncopied(action, seek=False)
+        self._spawn(self._seek_below(action, job))
+        return ()
+
+    async def _seek_below(self, action: Copy, job: _Job) -> None:
+        page_ids = action.read.page_ids
+        await self._find_room(page_ids if action.rows is None else page_ids[action.rows])
+        self.perform(self.chain.uncopied(action, seek=True))
+        job.settle()
+
     # -- memory, tasks, failures --------------------------------------------------------------
 
     def _memory(self, level: int) -> MemoryTier:
@@ -396,7 +466,7 @@ class AsyncDriver(ChainDriver):
         if isinstance(origin, Flight):
             return self._buffer(origin.buffer)
         rows = self._jobs[origin.epoch].rows
-        assert rows is not None
+        assert isinstance(rows, np.ndarray)
         return rows
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

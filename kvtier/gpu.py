@@ -1,7 +1,7 @@
 """What kvtier needs of a GPU, and CuPy's answer to it.
 
-Whoever uses a GPU is written against :class:`Gpu`, so that the tests can run all of it on a CPU: the
-very same ``.cu`` files, and streams that run as late, and as mixed, as a device's may.
+Whoever uses a GPU is written against :class:`Gpu`, so that the tests can run all of it on a CPU:
+the very same ``.cu`` files, and streams that run as late, and as mixed, as a device's may.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from kvtier.units import format_bytes
 
 THREADS_PER_BLOCK: Final = 256
 """Enough warps of one block to hide a memory latency, few enough registers to keep 8 blocks."""
+
+ALIGNMENT_BYTES: Final = 16
+"""Of rows on a GPU: what a thread moves at once."""
 
 Array = Any
 """An array of the kernels' own kind: CuPy's on a GPU, NumPy's in tests without one."""
@@ -195,6 +198,10 @@ class DeviceRows:
         return DeviceRows(self.array[part], self.stream)
 
 
+Rows: TypeAlias = U8 | DeviceRows
+"""Where pages are brought to: host memory, or a GPU's."""
+
+
 def device_rows(gpu: Gpu, memory: object, stream: int | None = None) -> DeviceRows | None:
     """``memory`` as rows that belong to a stream; None if it is host memory.
 
@@ -359,9 +366,9 @@ class _CudaPinned:
     def __init__(self, cuda: Any, cupy: Any, device_id: int, rows: U8) -> None:
         self._runtime = cuda.runtime
         self._address = rows.ctypes.data
-        self._runtime.hostRegister(
-            self._address, rows.nbytes, cuda.runtime.hostAllocPortable | cuda.runtime.hostAllocMapped
-        )
+        # cudaHostRegister's flags are those of cudaHostAlloc.
+        flags = self._runtime.hostAllocPortable | self._runtime.hostAllocMapped
+        self._runtime.hostRegister(self._address, rows.nbytes, flags)
         self._is_open = True
         pointer = self._runtime.pointerGetAttributes(self._address).devicePointer
         memory = cuda.UnownedMemory(pointer, rows.nbytes, rows, device_id)

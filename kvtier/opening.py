@@ -74,9 +74,7 @@ async def open_cache(
             gpu = open_gpu(settings.device)
         tiers = []
         for tier_settings in settings.tiers:
-            tier = await open_tier(
-                tier_settings, settings.page_bytes, settings.seed, gpu
-            )
+            tier = await open_tier(tier_settings, settings.page_bytes, settings.seed, gpu)
             stack.push_async_callback(tier.close)
             tiers.append(tier)
         directory = ObjectDirectory(settings.chain.objects_max)

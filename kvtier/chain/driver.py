@@ -56,7 +56,7 @@ class ChainDriver(ABC):
 
     def __init__(self, chain: Chain, indexes: Sequence[Index]) -> None:
         self.chain = chain
-        self.indexes = tuple(indexes)
+        self.indexes: tuple[Index, ...] = tuple(indexes)
 
     def perform(self, actions: Iterable[Action]) -> None:
         """Perform actions, and those that follow from them, in order."""

@@ -240,6 +240,35 @@ class Chain:
             actions += self._end_if_done(copy.flight)
         return actions
 
+    def uncopied(self, copy: Copy, *, seek: bool) -> list[Action]:
+        """Go on after a copy that failed because a memory is lost.
+
+        Args:
+            copy: it need not have begun.
+            seek: the source is lost, slots of the first tier: they were no hits, and their pages
+                are sought below. As many must find room in flight as for :meth:`read`. Otherwise
+                it is the caller's memory that is lost, and its rows are FAILED.
+        """
+        read, level = copy.read, copy.read.counters.levels[copy.level]
+        if not seek:
+            actions = self._resolve(read, copy.rows, PageStatus.FAILED)
+            if copy.flight is not None:
+                copy.flight.steps -= 1
+                actions += self._end_if_done(copy.flight)
+            return actions
+        assert copy.flight is None, "a flight's source is a level below the first"
+        rows = np.arange(len(read.page_ids)) if copy.rows is None else copy.rows
+        read.lookups[0] -= len(rows)
+        read.hits[0] -= len(rows)
+        level.rows_asked -= len(rows)
+        leaders = np.arange(len(read.page_ids))
+        leaders[rows] = rows[_fold(read.page_ids[rows])]
+        level.failures += int(np.count_nonzero(leaders[rows] == rows))
+        states = np.full(len(leaders), PageState.EMPTY, np.uint8)
+        nowhere = np.full(len(leaders), -1, np.int64)
+        missed = LookupResult(states, nowhere, leaders, np.empty(0, np.uint64), 0)
+        return self._miss(read, rows, leaders, missed)
+
     def filled(self, fill: Fill, ok: Bool | None = None) -> list[Action]:
         """Go on after slots were filled; ``ok`` says which of them (None: all)."""
         origin = fill.origin
@@ -299,7 +328,7 @@ class Chain:
         ``result`` is what the first tier answered, None without one.
         """
         first_rows, unique, page_of = number_leaders(rows, leaders)
-        read.folded = len(rows) - len(first_rows)
+        read.folded += len(rows) - len(first_rows)
         page_ids = read.page_ids[first_rows]
         if result is not None:
             read.lookups[0] += len(first_rows)
@@ -329,7 +358,7 @@ class Chain:
         self, read: Read, rows: I64, unique: Bool, numbers: I64, positions: I64
     ) -> list[Action]:
         actions: list[Action] = []
-        read.joined = int(np.count_nonzero(unique & (numbers >= 0)))
+        read.joined += int(np.count_nonzero(unique & (numbers >= 0)))
         for flight, chosen in self._flights.grouped(numbers):
             waiter = Waiter(read, rows[chosen], positions[chosen], unique[chosen], joined=True)
             flight.waiters.append(waiter)

@@ -25,6 +25,7 @@ from kvtier.emulator.loop import VirtualLoop
 from kvtier.emulator.modelled import Hardware, ModelledDriver
 from kvtier.emulator.timeline import Timeline
 from kvtier.errors import LimitError
+from kvtier.gpu import DeviceRows, Rows
 from kvtier.pages import I64, U8, U64, PageStatus, Purpose
 
 
@@ -76,10 +77,14 @@ class VirtualDriver(ModelledDriver):
         """No memory: no bytes move."""
         return None
 
+    def device_rows(self, memory: object, stream: int | None) -> DeviceRows:  # noqa: ARG002
+        """Refuses: no bytes move in virtual time."""
+        raise LimitError("out is no NumPy array: in virtual time no bytes move, give none")
+
     async def read(
         self,
         page_ids: U64,
-        out: U8 | None,  # noqa: ARG002  # the interface of all drivers
+        out: Rows | None,  # noqa: ARG002  # the interface of all drivers
         deadline_s: float | None = None,
         purpose: Purpose = Purpose.UNSTATED,
     ) -> U8:

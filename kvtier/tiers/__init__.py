@@ -7,12 +7,13 @@ from typing import TypeAlias
 from kvtier.errors import SettingsError
 from kvtier.gpu import Gpu
 from kvtier.settings import TierSettings
+from kvtier.tiers.cuda import CudaTier
 from kvtier.tiers.dram import open_dram
 from kvtier.tiers.hbm import open_hbm
 from kvtier.tiers.memory import MemoryTier
 from kvtier.tiers.nvme import NvmeTier, open_nvme
 
-__all__ = ["MemoryTier", "NvmeTier", "Tier", "open_tier", "slots_of"]
+__all__ = ["CudaTier", "MemoryTier", "NvmeTier", "Tier", "open_tier", "slots_of"]
 
 Tier: TypeAlias = MemoryTier | NvmeTier
 

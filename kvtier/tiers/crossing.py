@@ -73,7 +73,12 @@ class Crossing:
         return [buffer.stream for buffer in self._buffers]
 
     def upload(
-        self, target: Array, target_rows: I64 | None, source: U8, source_rows: I64 | None, count: int
+        self,
+        target: Array,
+        target_rows: I64 | None,
+        source: U8,
+        source_rows: I64 | None,
+        count: int,
     ) -> None:
         """Copy rows of host memory to the GPU.
 
@@ -101,7 +106,9 @@ class Crossing:
                     self._kernels.copy(target, target_rows[part], buffer.view, None, rows)
                 buffer.busy = buffer.stream.record()
 
-    def download(self, target: U8, target_rows: I64 | None, source: Array, source_rows: I64) -> None:
+    def download(
+        self, target: U8, target_rows: I64 | None, source: Array, source_rows: I64
+    ) -> None:
         """Copy rows of the GPU to host memory; they are there when this returns.
 
         Args:

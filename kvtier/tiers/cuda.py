@@ -1,12 +1,13 @@
 """The tier in the memory of a GPU. Its index is on the host; kernels move the pages.
 
-**Order.** Reads and writes of the arena happen in the order in which they were enqueued, on whatever
-streams (:class:`kvtier.tiers.stream_order.StreamOrder`). That is why a batch may release its epoch
-when its copies are enqueued: the slots can be given to other pages at once, for what is then written
-there waits, on the GPU, for the copies. Which page lies where never depends on how fast the GPU is.
+**Order.** Reads and writes of the arena happen in the order in which they were enqueued, whatever
+their streams (:class:`kvtier.tiers.stream_order.StreamOrder`). That is why a batch may release its
+epoch when its copies are enqueued: the slots can be given to other pages at once, for what is then
+written there waits, on the GPU, for the copies. Which page lies where never depends on how fast the
+GPU is.
 
-**Callers.** Memory of the GPU is read and written on its owner's stream, and the host does not wait.
-Host memory is read and written before a call returns.
+**Callers.** Memory of the GPU is read and written on its owner's stream, and the host does not
+wait. Host memory is read and written before a call returns.
 
 **Failure.** CUDA goes on after no error: each becomes a DeviceLostError, and the tier must not be
 used any more. Pages that were enqueued and not yet copied never arrive; their owner learns that
@@ -72,6 +73,7 @@ class CudaTier(MemoryTier):
             to = device_rows(self.gpu, out)
             self._check(slots, out if to is None else to.array, rows)
             if to is None:
+                assert isinstance(out, np.ndarray)
                 self._download(slots, out, rows)
                 return
             with self.gpu.on(to.stream):
@@ -85,6 +87,7 @@ class CudaTier(MemoryTier):
             origin = device_rows(self.gpu, source)
             self._check(slots, source if origin is None else origin.array, rows)
             if origin is None:
+                assert isinstance(source, np.ndarray)
                 streams = self._crossing.streams
                 self._order.before_write(streams)
                 try:

@@ -8,7 +8,9 @@ from kvtier.settings import TierSettings
 from kvtier.tiers.memory import HostTier
 
 
-def open_dram(settings: TierSettings, slots: int, page_bytes: int, seed: int, gpu: Gpu | None) -> HostTier:
+def open_dram(
+    settings: TierSettings, slots: int, page_bytes: int, seed: int, gpu: Gpu | None
+) -> HostTier:
     """Arguments and errors as in :func:`kvtier.tiers.open_tier`; ``slots`` is in whole sets."""
     index = create_index(slots, settings.ways, seed)
     return HostTier("dram", "numba", index, slots, page_bytes, gpu)

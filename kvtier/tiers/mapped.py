@@ -34,8 +34,8 @@ class MappedRows:
             self._pinned = gpu.pin(rows)
         except gpu.errors as error:
             raise DeviceError(
-                f"{format_bytes(rows.nbytes)} of host memory cannot be pinned for the GPU: {error}; "
-                "lower the capacity of the dram tier"
+                f"a dram tier of {format_bytes(rows.nbytes)} cannot be pinned for the GPU: "
+                f"{error}; lower its capacity"
             ) from error
         self.view = self._pinned.view
 

@@ -218,6 +218,25 @@ def test_a_slot_is_written_after_its_readers_on_whatever_streams(gpu: Gpu, tier:
             np.testing.assert_array_equal(on_host(out), content)
 
 
+def test_the_last_write_of_a_slot_stays_whichever_way_it_came(gpu: Gpu, tier: CudaTier) -> None:
+    dram = open_memory(gpu, name="dram")
+    slots = np.arange(SLOTS)
+    contents = [random_pages(SLOTS + turn)[turn:].copy() for turn in range(3)]
+    for _ in range(3):
+        tier.scatter(slots, contents[0])
+        dram.scatter(slots, contents[1])
+        tier.transfer(slots, dram, slots)
+        tier.scatter(slots, gpu.xp.asarray(contents[2]))
+        tier.scatter(slots[::2].copy(), contents[0], slots[::2].copy())
+        tier.transfer(slots[::4].copy(), dram, slots[::4].copy())
+    expected = contents[2].copy()
+    expected[::2], expected[::4] = contents[0][::2], contents[1][::4]
+    out = np.zeros_like(expected)
+    tier.gather(slots, out)
+    np.testing.assert_array_equal(out, expected)
+    asyncio.run(dram.close())
+
+
 def test_a_caller_s_rows_are_written_after_it_used_them(gpu: Gpu, tier: CudaTier) -> None:
     """Its own stream orders that: what it enqueued before sees the old rows."""
     old, new = random_pages(SLOTS), random_pages(SLOTS + 1)[1:].copy()

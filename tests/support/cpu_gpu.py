@@ -24,11 +24,11 @@ from kvtier.gpu import GpuFacts
 ORDERS = ["lazy", "eager", 1, 2, 3]
 
 
-class CudaFailure(RuntimeError):
+class CudaFailedError(RuntimeError):
     """What CUDA answers, to this call and all later ones."""
 
 
-class OutOfDeviceMemory(MemoryError):
+class OutOfDeviceMemoryError(MemoryError):
     pass
 
 
@@ -43,7 +43,7 @@ class CpuGpu:
         cost_ns: virtual time that a kernel takes, by its name and its threads.
     """
 
-    errors = (CudaFailure, OutOfDeviceMemory)
+    errors = (CudaFailedError, OutOfDeviceMemoryError)
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class CpuGpu:
 
     def check(self) -> None:
         if self.lost:
-            raise CudaFailure(f"illegal address at call {self.fails_at}")
+            raise CudaFailedError(f"illegal address at call {self.fails_at}")
 
     def enqueue(self, stream: CpuStream, work: Callable[[], bool]) -> None:
         """Take work that answers False while it has to wait for another stream."""
@@ -151,7 +151,7 @@ class CpuGpu:
 
     def _lose(self) -> bool:
         self.lost = True
-        raise CudaFailure(f"illegal address at call {self.fails_at}")
+        raise CudaFailedError(f"illegal address at call {self.fails_at}")
 
 
 class CpuStream:
@@ -375,7 +375,7 @@ class DeviceArrays:
     def full(self, shape: Any, value: int, dtype: Any) -> DeviceArray:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if self._gpu.allocated_bytes + size > self._gpu._memory_bytes:
-            raise OutOfDeviceMemory(f"{size} bytes")
+            raise OutOfDeviceMemoryError(f"{size} bytes")
         self._gpu.call()
         held = _aligned(np.full(shape, value, dtype))
         return DeviceArray(self._gpu, held)

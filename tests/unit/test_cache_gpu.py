@@ -1,0 +1,124 @@
+"""A cache whose first tier is on a GPU: callers with memory there, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from cpu_gpu import ORDERS, CpuGpu, DeviceArray, ForeignArray
+from gated_backend import GatedBackend
+from small_cache import PAGE, forget_tiers, payload, settings, store
+
+from kvtier import open_cache
+from kvtier.errors import DeviceError, LimitError
+
+
+@pytest.fixture(params=ORDERS)
+def gpu(request: pytest.FixtureRequest) -> CpuGpu:
+    return CpuGpu(request.param)
+
+
+def opened(gpu: CpuGpu, tiers: str = "hbm dram", slots: int = 64) -> Any:
+    return open_cache(settings(tiers, slots=slots), origin=GatedBackend(PAGE), gpu=gpu)
+
+
+def rows_on(gpu: CpuGpu, pages: int) -> DeviceArray:
+    return gpu.xp.empty((pages, PAGE), np.uint8)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("tiers", ["hbm", "hbm dram", "hbm nvme", "hbm dram nvme"])
+async def test_pages_of_every_level_come_to_memory_of_the_gpu(gpu: CpuGpu, tiers: str) -> None:
+    async with opened(gpu, tiers) as cache:
+        ids = await store(cache, b"key", 40)
+        for keeps in range(3):  # in all tiers; in those below the first; at the origin
+            if keeps == 1:
+                cache.driver.indexes[0].invalidate(ids)
+            elif keeps == 2:
+                await forget_tiers(cache, ids)
+            out = rows_on(gpu, 40)
+            result = await cache.read(ids, out)
+            assert result.ok
+            assert result.pages is out
+            np.testing.assert_array_equal(out.get(), payload(b"key", 40))
+            await cache.drain()
+
+
+@pytest.mark.asyncio
+async def test_slots_given_away_at_once_still_deliver_what_was_asked_for(gpu: CpuGpu) -> None:
+    async with opened(gpu, slots=16) as cache:
+        names = [b"key-%d" % number for number in range(8)]
+        answers = []
+        ids = [await store(cache, name, 16) for name in names]
+        stream = gpu.new_stream()
+        for _ in range(3):
+            for name, pages in zip(names, ids, strict=True):
+                out = rows_on(gpu, 16)
+                assert (await cache.read(pages, out, stream=stream.ptr)).ok
+                answers.append((name, out))
+                host = await cache.read(pages)
+                np.testing.assert_array_equal(host.pages, payload(name, 16))
+        for name, out in reversed(answers):
+            with gpu.on(stream):
+                np.testing.assert_array_equal(out.get(), payload(name, 16))
+
+
+@pytest.mark.asyncio
+async def test_hits_for_the_gpu_do_not_wait_for_it() -> None:
+    gpu = CpuGpu("lazy")
+    async with opened(gpu) as cache:
+        ids = await store(cache, b"key", 32)
+        waits, launched = gpu.host_waits, len(gpu.launched)
+        out = rows_on(gpu, 32)
+        assert (await cache.read(ids, out)).ok
+        assert gpu.host_waits == waits
+        assert gpu.launched[launched:] == ["copy_rows"]
+        np.testing.assert_array_equal(out.get(), payload(b"key", 32))
+
+
+@pytest.mark.asyncio
+async def test_a_long_read_comes_in_parts_and_foreign_memory_is_taken_over(gpu: CpuGpu) -> None:
+    async with opened(gpu, slots=512) as cache:
+        ids = np.concatenate([await store(cache, b"%d" % key, 50) for key in range(12)])
+        out = rows_on(gpu, 600)
+        assert (await cache.read(ids, ForeignArray(out))).ok
+        expected = np.concatenate([payload(b"%d" % key, 50) for key in range(12)])
+        np.testing.assert_array_equal(out.get(), expected)
+
+
+@pytest.mark.asyncio
+async def test_memory_that_does_not_fit_is_refused_in_one_line() -> None:
+    gpu = CpuGpu()
+    async with opened(gpu) as cache:
+        ids = await store(cache, b"key", 2)
+        wide = rows_on(gpu, 4)
+        refused = [
+            (gpu.xp.zeros((2, PAGE), np.int8), "int8"),
+            (rows_on(gpu, 3), r"uint8\[3, 512\]: it must be"),
+            (wide[::2], "C-contiguous"),
+            (DeviceArray(gpu, wide.held.reshape(-1)[8 : 8 + 2 * PAGE].reshape(2, PAGE)), "of 16"),
+            (CpuGpu().xp.zeros((2, PAGE), np.uint8), "another GPU"),
+            ([0, 1], r"builtins.list in host memory: give a NumPy array"),
+        ]
+        for out, message in refused:
+            with pytest.raises(LimitError, match=message) as caught:
+                await cache.read(ids, out)
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.asyncio
+async def test_without_a_tier_on_a_gpu_its_memory_is_refused() -> None:
+    async with open_cache(settings("dram"), origin=GatedBackend(PAGE)) as cache:
+        ids = await store(cache, b"key", 2)
+        message = "out is a cpu_gpu.DeviceArray, and no tier is on a GPU: give a NumPy array"
+        with pytest.raises(LimitError, match=message):
+            await cache.read(ids, rows_on(CpuGpu(), 2))
+
+
+@pytest.mark.asyncio
+async def test_a_gpu_without_the_memory_is_refused_before_it_is_asked_for_it() -> None:
+    gpu = CpuGpu(memory_bytes=1 << 14)
+    with pytest.raises(DeviceError, match=r"hbm tier of 32 KiB does not fit: .* 16 KiB of 16 KiB"):
+        async with opened(gpu):
+            pass
