@@ -40,7 +40,8 @@ class CpuGpu:
         memory_bytes: of the device.
         fails_at: the number of the call, from 1, at which the device is lost; 0: never.
         fails_late: that call is accepted if it only enqueues, and fails when it runs.
-        cost_ns: virtual time that a kernel takes, by its name and its threads.
+        cost_ns: virtual time that a kernel takes, by its name and its threads; of what else the
+            device does with an array, by the word ``array`` and its bytes.
     """
 
     errors = (CudaFailedError, OutOfDeviceMemoryError)
@@ -51,7 +52,9 @@ class CpuGpu:
         memory_bytes: int = 1 << 30,
         fails_at: int = 0,
         fails_late: bool = False,
-        cost_ns: Callable[[str, int], int] = lambda name, threads: 1000 + threads,
+        cost_ns: Callable[[str, int], int] = lambda name, amount: (
+            1000 + (amount >> 8 if name == "array" else amount)
+        ),
     ) -> None:
         self.xp = DeviceArrays(self)
         self.calls = 0
@@ -134,8 +137,7 @@ class CpuGpu:
         if self.lost:
             raise CudaFailedError(f"illegal address at call {self.fails_at}")
 
-    def enqueue(self, stream: CpuStream, work: Callable[[], bool]) -> None:
-        """Take work that answers False while it has to wait for another stream."""
+    def enqueue(self, stream: CpuStream, work: Callable[[], object]) -> None:
         if self.call(enqueues=True):
             work = self._lose
         stream.queue.append(work)
@@ -144,12 +146,16 @@ class CpuGpu:
         while self._order not in ("lazy", "eager") and self._random.random() < 0.7:
             self._random.choice(self._streams).step()
 
+    def tick(self, name: str, amount: int) -> None:
+        """Let the time pass that something takes."""
+        self.now_ns += self.cost_ns(name, amount)
+
     def run(self, stream: CpuStream) -> None:
         """Do all that is enqueued on a stream."""
         while stream.queue:
             stream.step()
 
-    def _lose(self) -> bool:
+    def _lose(self) -> None:
         self.lost = True
         raise CudaFailedError(f"illegal address at call {self.fails_at}")
 
@@ -159,7 +165,7 @@ class CpuStream:
 
     def __init__(self, gpu: CpuGpu, ptr: int) -> None:
         self.ptr = ptr
-        self.queue: deque[Callable[[], bool]] = deque()
+        self.queue: deque[Callable[[], object]] = deque()
         self._gpu = gpu
 
     def record(self) -> CpuEvent:
@@ -168,11 +174,7 @@ class CpuStream:
         return event
 
     def wait_event(self, event: CpuEvent) -> None:
-        def wait() -> bool:
-            event.run()
-            return True
-
-        self._gpu.enqueue(self, wait)
+        self._gpu.enqueue(self, event.run)
 
     def synchronize(self) -> None:
         self._gpu.call()
@@ -195,10 +197,9 @@ class CpuEvent:
         self._gpu = gpu
         self._stream = stream
 
-    def pass_by(self) -> bool:
+    def pass_by(self) -> None:
         self.done = True
         self.passed_ns = self._gpu.now_ns
-        return True
 
     def run(self) -> None:
         while not self.done:
@@ -237,10 +238,9 @@ class _Kernels:
         gpu = self._gpu
         values = [_passed(gpu, argument) for argument in arguments]
 
-        def work() -> bool:
+        def work() -> None:
             self._kernels.launch(name, threads, *values)
-            gpu.now_ns += gpu.cost_ns(name, threads)
-            return True
+            gpu.tick(name, threads)
 
         gpu.launched.append(name)
         gpu.enqueue(gpu.current_stream(), work)
@@ -321,8 +321,14 @@ class DeviceArray:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def all(self) -> DeviceArray:
-        return self._result(np.asarray(self.held.all()))
+    def __and__(self, other: Any) -> DeviceArray:
+        return self._result(self.held & _inside(self.gpu, other))
+
+    def __mod__(self, other: Any) -> DeviceArray:
+        return self._result(self.held % _inside(self.gpu, other))
+
+    def sum(self, axis: int) -> DeviceArray:
+        return self._result(self.held.sum(axis=axis, dtype=self.held.dtype))
 
     def astype(self, dtype: Any) -> DeviceArray:
         return self._result(self.held.astype(dtype))
@@ -339,6 +345,7 @@ class DeviceArray:
     def _touch(self) -> None:
         self.gpu.call()
         self.gpu.run(self.gpu.current_stream())
+        self.gpu.tick("array", self.held.nbytes)
 
     def _result(self, held: Any) -> DeviceArray:
         self._touch()
@@ -383,8 +390,9 @@ class DeviceArrays:
     def asarray(self, values: Any) -> DeviceArray:
         if isinstance(values, DeviceArray):
             return values
-        self._gpu.call()
-        return DeviceArray(self._gpu, _aligned(np.array(values)))
+        copy = _aligned(np.array(values))
+        self._gpu.enqueue(self._gpu.current_stream(), lambda: self._gpu.tick("array", copy.nbytes))
+        return DeviceArray(self._gpu, copy)
 
     def ascontiguousarray(self, values: DeviceArray) -> DeviceArray:
         if values.flags.c_contiguous:
@@ -394,6 +402,14 @@ class DeviceArrays:
     def arange(self, *bounds: int, dtype: Any = np.int64) -> DeviceArray:
         self._gpu.call()
         return DeviceArray(self._gpu, np.arange(*bounds, dtype=dtype))
+
+    def take(self, values: DeviceArray, rows: DeviceArray, axis: int, out: DeviceArray) -> None:
+        out._touch()
+        np.take(values.held, rows.held, axis=axis, out=out.held)
+
+    def copyto(self, target: DeviceArray, source: DeviceArray) -> None:
+        target._touch()
+        target.held[...] = source.held
 
     def cumsum(self, values: DeviceArray) -> DeviceArray:
         return self._of(np.cumsum, values)
