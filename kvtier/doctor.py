@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from kvtier import environment
+from kvtier.gpu import CudaGpu, Gpu
 from kvtier.registry import GROUP, available
 from kvtier.units import format_bytes
 
@@ -76,7 +77,7 @@ def diagnose(directory: Path | None = None) -> list[Check]:
         _check_uvloop,
         _check_compile_cache,
         _check_driver,
-        _check_cupy,
+        _check_gpu,
     )
     return [*(probe() for probe in probes), *_check_backends()]
 
@@ -260,23 +261,14 @@ def _ask_driver() -> tuple[int, int]:
     return version.value, devices.value
 
 
-def _check_cupy() -> Check:
+def _check_gpu(open_gpu: Callable[[], Gpu] = CudaGpu) -> Check:
     try:
-        what = _ask_cupy()
+        facts = open_gpu().facts()
     except Exception as error:  # CuPy fails in many ways without a device; each is an answer
-        return Check("CuPy", State.MISSING, _first_line(error), _cupy_remedy())
-    return Check("CuPy", State.OK, what)
-
-
-def _ask_cupy() -> str:
-    """CuPy's version and the device it uses. Raises whatever CuPy raises."""
-    import cupy  # noqa: PLC0415  # optional, and never imported before somebody asks for a GPU
-
-    runtime: Any = cupy.cuda.runtime
-    device = runtime.getDeviceProperties(runtime.getDevice())
-    free, total = runtime.memGetInfo()
-    memory = f"{format_bytes(free)} of {format_bytes(total)} free"
-    return f"{cupy.__version__}, {device['name'].decode()}, {memory}"
+        return Check("GPU", State.MISSING, _first_line(error), _cupy_remedy())
+    memory = f"{format_bytes(facts.free_bytes)} of {format_bytes(facts.total_bytes)} free"
+    what = f"{facts.name}, compute capability {facts.capability}, driver for CUDA {facts.driver}"
+    return Check("GPU", State.OK, f"{what}, {facts.library}, {memory}")
 
 
 def _cupy_remedy() -> str:

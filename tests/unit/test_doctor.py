@@ -3,9 +3,11 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
+from cpu_gpu import CpuGpu
 from rich.console import Console
 
 from kvtier import doctor, environment
@@ -26,13 +28,37 @@ def test_this_machine_can_run_kvtier(checks: dict[str, Check]) -> None:
 
 def test_every_finding_is_there_whatever_the_machine(checks: dict[str, Check]) -> None:
     expected = {"CPU", "memory", "huge pages", "O_DIRECT", "io_uring", "uvloop", "compile cache"}
-    assert expected | {"NVIDIA driver", "CuPy", "backend memory", "backend file"} <= set(checks)
+    assert expected | {"NVIDIA driver", "GPU", "backend memory", "backend file"} <= set(checks)
 
 
 def test_a_missing_gpu_is_no_failure_and_names_the_command_that_helps() -> None:
-    check = Check("CuPy", State.MISSING, "No module named 'cupy'", doctor._cupy_remedy())
+    check = Check("GPU", State.MISSING, "No module named 'cupy'", doctor._cupy_remedy())
     assert is_fit([check])
     assert "pip install 'kvtier[cuda1" in check.remedy
+
+
+def test_a_gpu_says_what_it_is_and_what_is_free() -> None:
+    check = doctor._check_gpu(lambda: CpuGpu(memory_bytes=3 << 30))
+    assert check.state is State.OK
+    assert check.what == (
+        "a CPU, compute capability 9.0, driver for CUDA 13.0, NumPy, 3 GiB of 3 GiB free"
+    )
+
+
+def test_a_gpu_that_fails_says_why_and_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_ask_driver", lambda: (13_000, 1))
+    check = doctor._check_gpu(lambda: CpuGpu(fails_at=1))
+    assert check.state is State.MISSING
+    assert check.what == "CudaFailedError: illegal address at call 1"
+    assert check.remedy == "pip install 'kvtier[cuda13]'"
+
+
+def test_without_cupy_the_gpu_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    check = doctor._check_gpu()
+    assert check.state is State.MISSING
+    assert "cupy" in check.what
+    assert is_fit([check])
 
 
 def test_what_is_needed_and_missing_is_a_failure() -> None:
