@@ -22,7 +22,7 @@ from kvtier.catalogue import Catalogue, ObjectStore
 from kvtier.chain import Chain, Read
 from kvtier.directory import ObjectDirectory, ObjectEntry
 from kvtier.errors import BackendError, LimitError
-from kvtier.gpu import ALIGNMENT_BYTES, Array, DeviceRows, Rows
+from kvtier.gpu import Array, DeviceRows, Rows
 from kvtier.lease import Lease
 from kvtier.measure import Measurements
 from kvtier.pages import I64, U8, U32, U64, Bool, PageStatus, Purpose, expand_objects
@@ -401,11 +401,6 @@ class TieredCache(Generic[DriverT]):
             raise LimitError(
                 f"read: out is {memory.dtype}{list(memory.shape)}: it must be a writable, "
                 f"C-contiguous uint8{list(expected)}"
-            )
-        if isinstance(rows, DeviceRows) and rows.array.data.ptr % ALIGNMENT_BYTES:
-            raise LimitError(
-                f"read: out begins at {rows.array.data.ptr:#x} of the GPU's memory: it must be a "
-                f"multiple of {ALIGNMENT_BYTES}"
             )
         return rows
 

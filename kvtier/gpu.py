@@ -211,13 +211,18 @@ def device_rows(gpu: Gpu, memory: object, stream: int | None = None) -> DeviceRo
         stream: the ``cudaStream_t`` on which its owner uses it; None: the current one.
 
     Raises:
-        LimitError: see :meth:`Gpu.adopt`.
+        LimitError: see :meth:`Gpu.adopt`; or the memory is misaligned.
     """
     if isinstance(memory, DeviceRows):
         return memory
     array = gpu.adopt(memory)
     if array is None:
         return None
+    if array.data.ptr % ALIGNMENT_BYTES:
+        raise LimitError(
+            f"the memory begins at {array.data.ptr:#x} on the GPU: it must be a multiple of "
+            f"{ALIGNMENT_BYTES}"
+        )
     return DeviceRows(array, gpu.current_stream() if stream is None else gpu.stream_at(stream))
 
 

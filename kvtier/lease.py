@@ -18,6 +18,9 @@ OVERDUE_S: Final = 30.0
 class Lease:
     """Pages of the first tier that stay where they are until :meth:`release`.
 
+    On a GPU, read them within :meth:`kvtier.tiers.CudaTier.reading`; they may be released as soon
+    as their last reader is enqueued.
+
     Attributes:
         slots: i64[n], the slot of each page in the first tier, -1 where it is not there
             (bypassed, not admitted, absent or failed).

@@ -6,19 +6,25 @@ told before, so they are not logged.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from kvtier.chain import Action, Chain, Extents, Fill, Flight, Read, Write
+from kvtier.chain import Action, Chain, Copy, Extents, Fill, Flight, Read, Write
+from kvtier.errors import DeviceLostError
 from kvtier.events.owners import present_owners
 from kvtier.events.schema import EventKind, Flag
 from kvtier.events.writer import EventLog
 from kvtier.pages import I64, U8, U64, Bool, PageStatus, Purpose
 
+_LOST: Final = "the GPU was lost, and an event log cannot tell of that: read without one"
+
 
 class RecordingChain(Chain):
-    """A chain that logs; made as every :class:`kvtier.chain.Chain`, with a log first."""
+    """A chain that logs; made as every :class:`kvtier.chain.Chain`, with a log first.
+
+    A GPU that is lost ends the run with a DeviceLostError: a repetition could not lose it as well.
+    """
 
     def __init__(self, log: EventLog, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -71,8 +77,14 @@ class RecordingChain(Chain):
         self._log.fetched(flight.number, some_failed, _existing(flight, issued))
         return super().fetched(flight, status, issued)
 
+    def uncopied(self, copy: Copy, *, seek: bool) -> list[Action]:  # noqa: ARG002
+        raise DeviceLostError(_LOST)
+
     def filled(self, fill: Fill, ok: Bool | None = None) -> list[Action]:
-        if not self.is_in_memory(fill.level):
+        if self.is_in_memory(fill.level):
+            if ok is not None:
+                raise DeviceLostError(_LOST)
+        else:
             status = None
             if ok is not None and not ok.all():
                 status = np.where(ok, np.uint8(PageStatus.OK), np.uint8(PageStatus.FAILED))

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from kvtier.errors import DeviceError, DeviceLostError
-from kvtier.gpu import Array, DeviceRows, Gpu, check_free, device_calls, device_rows
+from kvtier.gpu import Array, DeviceRows, Gpu, Stream, check_free, device_calls, device_rows
 from kvtier.index import PageIndex
 from kvtier.pages import I64, U8
 from kvtier.rows import as_column
@@ -76,10 +76,8 @@ class CudaTier(MemoryTier):
                 assert isinstance(out, np.ndarray)
                 self._download(slots, out, rows)
                 return
-            with self.gpu.on(to.stream):
-                self._order.before_read(to.stream)
+            with self.reading(to.stream):
                 self._rows.copy(to.array, rows, self.arena, slots, len(slots))
-                self._order.after_read(to.stream)
 
     def scatter(self, slots: I64, source: U8 | DeviceRows, rows: I64 | None = None) -> None:
         """See :meth:`MemoryTier.scatter`. Host memory goes through pinned buffers."""
@@ -110,6 +108,23 @@ class CudaTier(MemoryTier):
             with self._writing(mapped.view, source_slots, slots):
                 pass
             mapped.was_read(self._stream)
+
+    @contextlib.contextmanager
+    def reading(self, stream: Stream) -> Iterator[None]:
+        """Within, what is enqueued on ``stream`` may read the arena.
+
+        For pages that are used in place: it sees what was written before, and what is written
+        later waits for it. So a lease may be released when its last reader is enqueued.
+
+        Raises:
+            DeviceLostError: the GPU failed.
+        """
+        with device_calls(self.gpu), self.gpu.on(stream):
+            self._order.before_read(stream)
+            try:
+                yield
+            finally:
+                self._order.after_read(stream)
 
     def bring(self, out: DeviceRows, rows: I64 | None, source: U8, source_rows: I64) -> None:
         """Copy rows of host memory to memory of the GPU that is a caller's, not the tier's.

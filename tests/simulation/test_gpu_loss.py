@@ -6,6 +6,8 @@ import asyncio
 import logging
 import random
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,8 @@ from gated_backend import GatedBackend
 from small_cache import PAGE, payload, settings, store
 
 from kvtier import Settings, TieredCache, open_cache
-from kvtier.errors import DeviceError, DeviceLostError
+from kvtier.errors import ClosedError, DeviceError, DeviceLostError
+from kvtier.events import LogHeader, RecordingChain, deciding_settings, open_event_log
 from kvtier.pages import PageStatus
 from kvtier.settings import ChainSettings
 
@@ -123,6 +126,22 @@ def test_a_gpu_may_fail_at_any_call(
         assert all(line.startswith("hbm is lost") for line in said)
         losses += len(said)
     assert losses > 50
+
+
+@pytest.mark.asyncio
+async def test_an_event_log_ends_with_the_gpu_for_it_could_not_be_repeated(tmp_path: Path) -> None:
+    made = small()
+    header = LogHeader("lost", {}, deciding_settings(made), None, None)
+    gpu = CpuGpu("lazy")
+    with open_event_log(tmp_path / "events", header) as log:
+        make_chain = partial(RecordingChain, log)
+        origin = GatedBackend(PAGE)
+        async with open_cache(made, origin=origin, gpu=gpu, make_chain=make_chain) as cache:
+            ids = await store(cache, b"key", PAGES)
+            gpu.lost = True
+            with pytest.raises(ClosedError, match="the GPU was lost, and an event log cannot"):
+                await asyncio.wait_for(cache.read(ids), 60)
+            log.last(cache.driver.chain.counters, complete=False)
 
 
 class GpuChaos(Chaos):

@@ -11,7 +11,9 @@ from gated_backend import GatedBackend
 from small_cache import PAGE, forget_tiers, payload, settings, store
 
 from kvtier import open_cache
-from kvtier.errors import DeviceError, LimitError
+from kvtier.errors import DeviceError, DeviceLostError, LimitError
+from kvtier.pages import PageStatus
+from kvtier.tiers.cuda_rows import SOURCE, RowKernels
 
 
 @pytest.fixture(params=ORDERS)
@@ -65,6 +67,27 @@ async def test_slots_given_away_at_once_still_deliver_what_was_asked_for(gpu: Cp
 
 
 @pytest.mark.asyncio
+async def test_leased_pages_are_read_in_place_by_kernels_of_the_caller(gpu: CpuGpu) -> None:
+    async with opened(gpu, slots=16) as cache:
+        names = [b"key-%d" % number for number in range(6)]
+        ids = [await store(cache, name, 16) for name in names]
+        tier = cache.driver.tiers[0]
+        kernels = RowKernels(gpu.kernels(SOURCE, {}))
+        stream = gpu.new_stream()
+        seen = []
+        for pages in ids:
+            with await cache.lease(pages) as lease:
+                kept = lease.slots >= 0
+                assert kept.any()
+                with tier.reading(stream):
+                    seen.append((kernels.sums(tier.arena, lease.slots[kept]), kept))
+        for name, (sums, kept) in reversed(list(zip(names, seen, strict=True))):
+            words = payload(name, 16)[kept].view(np.uint64)
+            with gpu.on(stream):
+                np.testing.assert_array_equal(sums.get(), words.sum(axis=1, dtype=np.uint64))
+
+
+@pytest.mark.asyncio
 async def test_hits_for_the_gpu_do_not_wait_for_it() -> None:
     gpu = CpuGpu("lazy")
     async with opened(gpu) as cache:
@@ -85,6 +108,46 @@ async def test_a_long_read_comes_in_parts_and_foreign_memory_is_taken_over(gpu: 
         assert (await cache.read(ids, ForeignArray(out))).ok
         expected = np.concatenate([payload(b"%d" % key, 50) for key in range(12)])
         np.testing.assert_array_equal(out.get(), expected)
+
+
+@pytest.mark.asyncio
+async def test_hits_of_a_lost_gpu_are_failures_and_come_from_below(
+    gpu: CpuGpu, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(gpu) as cache:
+        ids = await store(cache, b"key", 8)
+        cache.driver.indexes[1].invalidate(ids[:4])
+        await cache.read(ids)
+        gpu.lost = True
+        asked = np.array([3, 3, 5, 0, 3, 5])
+        result = await cache.read(ids[asked])
+        assert result.ok
+        np.testing.assert_array_equal(result.pages, payload(b"key", 8)[asked])
+        counters = cache.driver.chain.counters
+        hbm, dram, origin = counters.levels
+        assert (hbm.hits, hbm.lookups, hbm.failures) == (8, 11, 3)
+        assert (dram.hits, origin.hits, counters.folded) == (1, 2, 3)
+        assert (counters.reads, counters.unique, counters.delivered) == (14, 11, 14)
+        with pytest.raises(DeviceLostError, match="read into host memory"):
+            await cache.read(ids, DeviceArray(gpu, np.zeros((8, PAGE), np.uint8)))
+        with await cache.lease(ids) as lease:
+            assert (lease.slots == -1).all()
+    (record,) = caplog.records
+    assert record.getMessage().startswith("hbm is lost, its pages are read from the levels below")
+
+
+@pytest.mark.asyncio
+async def test_a_deadline_holds_while_pages_of_a_lost_gpu_are_sought() -> None:
+    gpu, backend = CpuGpu(), GatedBackend(PAGE)
+    async with open_cache(settings("hbm"), origin=backend, gpu=gpu) as cache:
+        ids = await store(cache, b"key", 8)
+        gpu.lost = True
+        backend.gate.clear()
+        late = await cache.read(ids, deadline_s=0.01)
+        assert (late.status == PageStatus.LATE).all()
+        backend.gate.set()
+        await cache.drain()
+        assert (await cache.read(ids)).ok
 
 
 @pytest.mark.asyncio
