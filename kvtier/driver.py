@@ -102,7 +102,7 @@ class AsyncDriver(ChainDriver):
         self._unyielded_pages = 0
         self._failing: set[int] = set()
         self._gpu = tiers[0] if tiers and isinstance(tiers[0], CudaTier) else None
-        self._gpu_lost: DeviceLostError | None = None
+        self._gpu_lost: str | None = None  # why; the error itself would keep its frames
         self._broken: BaseException | None = None
 
     # -- batches ------------------------------------------------------------------------------
@@ -429,12 +429,12 @@ class AsyncDriver(ChainDriver):
     def _check_gpu(self, tier: MemoryTier | None) -> None:
         """Nothing is asked of a GPU that has failed, whether or not it would answer."""
         if self._gpu_lost is not None and tier is self._gpu:
-            raise self._gpu_lost
+            raise DeviceLostError(self._gpu_lost)
 
     def _lose_gpu(self, error: DeviceLostError) -> None:
         """From now on the first tier misses everything."""
         if self._gpu_lost is None:
-            self._gpu_lost = error
+            self._gpu_lost = str(error)
             self.indexes = (LostIndex(), *self.indexes[1:])
             logger.warning("hbm is lost, its pages are read from the levels below: %s", error)
 

@@ -1,21 +1,11 @@
-"""Each test runs on a GPU that a CPU plays, and on a real one where there is one.
-
-``pytest -m gpu`` runs the second kind; elsewhere each is skipped, and says why.
-"""
-
 from __future__ import annotations
 
 import pytest
-from cpu_gpu import ORDERS, CpuGpu
+from gpus import GPUS, open_test_gpu
 
-from kvtier.gpu import CudaGpu, Gpu, find_cuda_trouble
+from kvtier.gpu import Gpu
 
 
-@pytest.fixture(params=[*ORDERS, pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=GPUS)
 def gpu(request: pytest.FixtureRequest) -> Gpu:
-    if request.param != "cuda":
-        return CpuGpu(request.param)
-    trouble = find_cuda_trouble()
-    if trouble is not None:
-        pytest.skip(trouble)
-    return CudaGpu()
+    return open_test_gpu(request.param)
