@@ -253,10 +253,12 @@ def test_a_caller_s_rows_are_written_after_it_used_them(gpu: Gpu, tier: CudaTier
     seen = np.zeros_like(old)
     other.gather(slots, seen)
     np.testing.assert_array_equal(seen, old)
+    newest = random_pages(SLOTS + 2)[2:].copy()
+    tier.scatter(slots, newest)
     tier.gather(slots, rows)
     other.scatter(slots, rows)
     other.gather(slots, seen)
-    np.testing.assert_array_equal(seen, new)
+    np.testing.assert_array_equal(seen, newest)
     tier.bring(rows, None, old, slots)
     with gpu.on(stream):
         np.testing.assert_array_equal(on_host(out), old)

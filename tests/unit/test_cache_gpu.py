@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
@@ -130,22 +131,44 @@ async def test_hits_of_a_lost_gpu_are_failures_and_come_from_below(
         ids = await store(cache, b"key", 8)
         cache.driver.indexes[1].invalidate(ids[:4])
         await cache.read(ids)
+        cache.driver.indexes[0].invalidate(ids[7:])
         gpu.lost = True
-        asked = np.array([3, 3, 5, 0, 3, 5])
+        asked = np.array([3, 3, 5, 0, 7, 7, 3, 5])
         result = await cache.read(ids[asked])
         assert result.ok
         np.testing.assert_array_equal(result.pages, payload(b"key", 8)[asked])
         counters = cache.driver.chain.counters
         hbm, dram, origin = counters.levels
-        assert (hbm.hits, hbm.lookups, hbm.failures) == (8, 11, 3)
-        assert (dram.hits, origin.hits, counters.folded) == (1, 2, 3)
-        assert (counters.reads, counters.unique, counters.delivered) == (14, 11, 14)
+        assert (hbm.hits, hbm.lookups, hbm.failures) == (8, 12, 3)
+        assert (dram.hits, origin.hits, counters.folded) == (2, 2, 4)
+        assert (counters.reads, counters.unique, counters.delivered) == (16, 12, 16)
         with pytest.raises(DeviceLostError, match="read into host memory"):
             await cache.read(ids, DeviceArray(gpu, np.zeros((8, PAGE), np.uint8)))
         with await cache.lease(ids) as lease:
             assert (lease.slots == -1).all()
     (record,) = caplog.records
     assert record.getMessage().startswith("hbm is lost, its pages are read from the levels below")
+
+
+@pytest.mark.asyncio
+async def test_pages_of_a_lost_gpu_join_what_is_on_its_way() -> None:
+    gpu, backend = CpuGpu(), GatedBackend(PAGE)
+    async with open_cache(settings("hbm"), origin=backend, gpu=gpu) as cache:
+        ids = await store(cache, b"key", 8)
+        cache.driver.invalidate(ids[7:])
+        backend.gate.clear()
+        reads = [asyncio.create_task(cache.read(ids[7:]))]
+        await backend.arrived.wait()
+        gpu.lost = True
+        reads.append(asyncio.create_task(cache.read(ids[[7, 3]])))
+        reads.append(asyncio.create_task(cache.read(ids[[3]])))
+        for _ in range(8):
+            await asyncio.sleep(0)
+        backend.gate.set()
+        for result, pages in zip(await asyncio.gather(*reads), ([7], [7, 3], [3]), strict=True):
+            np.testing.assert_array_equal(result.pages, payload(b"key", 8)[pages])
+        counters = cache.driver.chain.counters
+        assert (counters.unique, counters.joined, counters.levels[-1].hits) == (4, 2, 2)
 
 
 @pytest.mark.asyncio
