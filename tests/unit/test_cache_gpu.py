@@ -17,6 +17,7 @@ from kvtier import open_cache
 from kvtier.errors import DeviceError, DeviceLostError, LimitError
 from kvtier.gpu import Gpu
 from kvtier.pages import PageStatus
+from kvtier.settings import ChainSettings
 from kvtier.tiers.cuda_rows import SOURCE, RowKernels
 
 
@@ -169,6 +170,32 @@ async def test_pages_of_a_lost_gpu_join_what_is_on_its_way() -> None:
             np.testing.assert_array_equal(result.pages, payload(b"key", 8)[pages])
         counters = cache.driver.chain.counters
         assert (counters.unique, counters.joined, counters.levels[-1].hits) == (4, 2, 2)
+
+
+@pytest.mark.asyncio
+async def test_pages_of_a_lost_gpu_wait_for_room_in_flight() -> None:
+    gpu, backend = CpuGpu(), GatedBackend(PAGE)
+    chain = ChainSettings(
+        batch_pages_max=8,
+        inflight_pages_max=8,
+        device_batch_pages=8,
+        staging_bytes=2 * 8 * PAGE,
+        objects_max=8,
+    )
+    async with open_cache(settings("hbm", chain=chain), origin=backend, gpu=gpu) as cache:
+        hits, misses = await store(cache, b"hits", 8), await store(cache, b"misses", 8)
+        cache.driver.invalidate(misses)
+        backend.gate.clear()
+        flying = asyncio.create_task(cache.read(misses))
+        await backend.arrived.wait()
+        gpu.lost = True
+        lost = asyncio.create_task(cache.read(hits))
+        for _ in range(8):
+            await asyncio.sleep(0)
+        assert cache.driver.chain.room_pages == 0
+        backend.gate.set()
+        assert (await flying).ok
+        np.testing.assert_array_equal((await lost).pages, payload(b"hits", 8))
 
 
 @pytest.mark.asyncio
