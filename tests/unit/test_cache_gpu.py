@@ -173,6 +173,27 @@ async def test_pages_of_a_lost_gpu_join_what_is_on_its_way() -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_gpu_that_failed_once_is_asked_for_nothing_more() -> None:
+    gpu, backend = CpuGpu(), GatedBackend(PAGE)
+    async with open_cache(settings("hbm dram"), origin=backend, gpu=gpu) as cache:
+        ids, others = await store(cache, b"key", 8), await store(cache, b"others", 8)
+        cache.driver.invalidate(others)
+        backend.gate.clear()
+        out = rows_on(gpu, 8)
+        flying = asyncio.create_task(cache.read(others, out))
+        await backend.arrived.wait()
+        gpu.lost = True
+        assert (await cache.read(ids)).ok
+        gpu.lost = False  # as after an allocation that failed
+        launched = len(gpu.launched)
+        backend.gate.set()
+        assert ((await flying).status == PageStatus.FAILED).all()
+        assert (await cache.read(others)).ok
+        await cache.drain()
+        assert len(gpu.launched) == launched
+
+
+@pytest.mark.asyncio
 async def test_pages_of_a_lost_gpu_wait_for_room_in_flight() -> None:
     gpu, backend = CpuGpu(), GatedBackend(PAGE)
     chain = ChainSettings(
