@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,7 +21,6 @@ from kvtier.chain import (
     ChainDriver,
     Complete,
     Copy,
-    Extents,
     Fetch,
     Fill,
     Flight,
@@ -29,14 +28,13 @@ from kvtier.chain import (
     Write,
 )
 from kvtier.clock import Clock
-from kvtier.errors import ClosedError, DeviceLostError, LimitError
-from kvtier.gpu import DeviceRows, Rows, device_rows
+from kvtier.errors import ClosedError, DeviceLostError
+from kvtier.gpu import DeviceRows, Rows
 from kvtier.index.lost import LostIndex
+from kvtier.levels import Levels
 from kvtier.measure import measurements_by_purpose
-from kvtier.origin import Origin
 from kvtier.pages import I64, U8, U64, PageStatus, Purpose
-from kvtier.rows import aligned_rows, copy_rows
-from kvtier.tiers import CudaTier, MemoryTier, NvmeTier, Tier
+from kvtier.tiers import Tier
 
 logger = logging.getLogger(__name__)
 
@@ -71,29 +69,22 @@ class AsyncDriver(ChainDriver):
 
     Args:
         chain: the state machine.
-        tiers: in the chain's order.
-        origin: the last level, or None.
+        levels: what the chain's levels stand for.
         page_bytes: bytes of a page.
-        buffer_pages: pages of one staging buffer.
         clock: for latencies.
     """
 
     def __init__(
         self,
         chain: Chain,
-        tiers: Sequence[Tier],
-        origin: Origin | None,
+        levels: Levels,
         page_bytes: int,
-        buffer_pages: int,
         clock: Clock,
     ) -> None:
-        super().__init__(chain, [tier.index for tier in tiers])
-        self.tiers = tuple(tiers)
-        self.measurements = measurements_by_purpose(len(tiers) + (origin is not None))
-        self._origin = origin
+        super().__init__(chain, [tier.index for tier in levels.tiers])
+        self.measurements = measurements_by_purpose(len(levels))
+        self._levels = levels
         self._page_bytes = page_bytes
-        self._buffer_pages = buffer_pages
-        self._staging = aligned_rows(chain.buffer_count * buffer_pages, page_bytes)
         self._clock = clock
         self._jobs: dict[int, _Job] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -101,9 +92,12 @@ class AsyncDriver(ChainDriver):
         self._progress = asyncio.Event()
         self._unyielded_pages = 0
         self._failing: set[int] = set()
-        self._gpu = tiers[0] if tiers and isinstance(tiers[0], CudaTier) else None
-        self._gpu_lost: str | None = None  # why; the error itself would keep its frames
         self._broken: BaseException | None = None
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """In the chain's order."""
+        return self._levels.tiers
 
     # -- batches ------------------------------------------------------------------------------
 
@@ -112,21 +106,8 @@ class AsyncDriver(ChainDriver):
         return np.empty((count, self._page_bytes), np.uint8)
 
     def device_rows(self, memory: object, stream: int | None) -> DeviceRows:
-        """Memory of the first tier's GPU as rows; arguments as of ``kvtier.gpu.device_rows``.
-
-        Raises:
-            LimitError: the first tier is on no GPU, or the memory is not on that.
-            DeviceLostError: the GPU has failed.
-        """
-        name = f"{type(memory).__module__.partition('.')[0]}.{type(memory).__name__}"
-        if self._gpu is None:
-            raise LimitError(f"out is a {name}, and no tier is on a GPU: give a NumPy array")
-        if self._gpu_lost is not None:
-            raise DeviceLostError(f"{self._gpu_lost}; read into host memory")
-        rows = device_rows(self._gpu.gpu, memory, stream)
-        if rows is None:
-            raise LimitError(f"out is a {name} in host memory: give a NumPy array over it")
-        return rows
+        """As of :meth:`kvtier.levels.Levels.device_rows`."""
+        return self._levels.device_rows(memory, stream)
 
     async def read(
         self,
@@ -326,7 +307,7 @@ class AsyncDriver(ChainDriver):
         job = self._jobs[action.read.epoch]
         if job.rows is not None:
             try:
-                self._copy(action, job.rows)
+                self._levels.copy(action, job.rows)
             except DeviceLostError as error:
                 return self._without_gpu(action, job, error)
             elapsed_ns = self._clock.now_ns() - job.start_ns
@@ -339,18 +320,11 @@ class AsyncDriver(ChainDriver):
 
     def fill(self, action: Fill) -> Iterable[Action]:
         """Copy pages into a tier in memory at once, or start writing them to a device."""
-        tier = self.tiers[action.level]
-        if isinstance(tier, NvmeTier):
-            self._spawn(self._fill_device(tier, action))
+        if not self.tiers[action.level].in_memory:
+            self._spawn(self._fill_device(action))
             return ()
-        origin = action.origin
         try:
-            self._check_gpu(tier)
-            if isinstance(origin, Flight) and origin.buffer < 0:
-                source = self._memory(origin.source)
-                tier.transfer(action.slots, source, action.sources)
-            else:
-                tier.scatter(action.slots, self._payload(origin), action.sources)
+            self._levels.fill(action, self._written(action.origin))
         except DeviceLostError as error:
             self._lose_gpu(error)
             return self.chain.filled(action, np.zeros(len(action.slots), np.bool_))
@@ -374,7 +348,7 @@ class AsyncDriver(ChainDriver):
     async def _fetch(self, action: Fetch) -> None:
         flight, level = action.flight, action.level
         try:
-            status, issued = await self._read_device(action)
+            status, issued = await self._levels.read(action)
         except (Exception, asyncio.CancelledError) as error:
             self._note_failure(level, error)
             status = np.full(len(flight), PageStatus.FAILED, np.uint8)
@@ -386,55 +360,27 @@ class AsyncDriver(ChainDriver):
             for job in self._jobs.values():
                 job.settle()
 
-    async def _read_device(self, action: Fetch) -> tuple[U8, Extents]:
-        flight, extents = action.flight, action.extents
-        buffer = self._buffer(action.buffer)
-        if action.level == len(self.tiers):
-            assert self._origin is not None
-            return await self._origin.read(extents, flight.rows, buffer)
-        tier = self.tiers[action.level]
-        assert isinstance(tier, NvmeTier)
-        first = extents.first.astype(np.int64)
-        status = await tier.read(
-            first, extents.count, extents.row, buffer, flight.page_ids, flight.slots, flight.rows
-        )
-        return status, extents
-
-    async def _fill_device(self, tier: NvmeTier, action: Fill) -> None:
+    async def _fill_device(self, action: Fill) -> None:
         try:
-            status = await tier.write(
-                action.slots, action.page_ids, self._payload(action.origin), action.sources
-            )
+            status = await self._levels.write(action, self._written(action.origin))
         except (Exception, asyncio.CancelledError) as error:
             self._note_failure(action.level, error)
             status = np.full(len(action.slots), PageStatus.FAILED, np.uint8)
         self.perform(self.chain.filled(action, status == PageStatus.OK))
 
-    def _copy(self, action: Copy, rows: Rows) -> None:
-        flight = action.flight
-        if isinstance(rows, DeviceRows):
-            self._check_gpu(self._gpu)
-        if flight is None or flight.buffer < 0:
-            source = self._memory(action.level)
-            self._check_gpu(source)
-            source.gather(action.sources, rows, action.rows)
-        elif isinstance(rows, DeviceRows):
-            assert self._gpu is not None
-            self._gpu.bring(rows, action.rows, self._buffer(flight.buffer), action.sources)
-        else:
-            copy_rows(rows, action.rows, self._buffer(flight.buffer), action.sources)
+    def _written(self, origin: Flight | Write) -> U8 | None:
+        """The payload of a write, which is read until its fills have ended."""
+        if isinstance(origin, Flight):
+            return None
+        rows = self._jobs[origin.epoch].rows
+        assert isinstance(rows, np.ndarray)
+        return rows
 
     # -- the GPU, lost ------------------------------------------------------------------------
 
-    def _check_gpu(self, tier: MemoryTier | None) -> None:
-        """Nothing is asked of a GPU that has failed, whether or not it would answer."""
-        if self._gpu_lost is not None and tier is self._gpu:
-            raise DeviceLostError(self._gpu_lost)
-
     def _lose_gpu(self, error: DeviceLostError) -> None:
         """From now on the first tier misses everything."""
-        if self._gpu_lost is None:
-            self._gpu_lost = str(error)
+        if self._levels.lose_gpu(error):
             self.indexes = (LostIndex(), *self.indexes[1:])
             logger.warning("hbm is lost, its pages are read from the levels below: %s", error)
 
@@ -452,22 +398,7 @@ class AsyncDriver(ChainDriver):
         self.perform(self.chain.uncopied(action, seek=True))
         job.settle()
 
-    # -- memory, tasks, failures --------------------------------------------------------------
-
-    def _memory(self, level: int) -> MemoryTier:
-        tier = self.tiers[level]
-        assert not isinstance(tier, NvmeTier)
-        return tier
-
-    def _buffer(self, number: int) -> U8:
-        return self._staging[number * self._buffer_pages : (number + 1) * self._buffer_pages]
-
-    def _payload(self, origin: Flight | Write) -> U8:
-        if isinstance(origin, Flight):
-            return self._buffer(origin.buffer)
-        rows = self._jobs[origin.epoch].rows
-        assert isinstance(rows, np.ndarray)
-        return rows
+    # -- tasks, failures ----------------------------------------------------------------------
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -502,7 +433,7 @@ class AsyncDriver(ChainDriver):
             raise error
         if level not in self._failing:
             self._failing.add(level)
-            name = "origin" if level == len(self.tiers) else self.tiers[level].name
+            name = self._levels.name(level)
             logger.warning("%s fails: %s: %s", name, type(error).__name__, error)
 
 

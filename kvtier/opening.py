@@ -13,6 +13,7 @@ from kvtier.directory import ObjectDirectory, ObjectEntry
 from kvtier.driver import AsyncDriver
 from kvtier.errors import SettingsError
 from kvtier.gpu import Gpu, open_gpu
+from kvtier.levels import Levels
 from kvtier.origin import Origin
 from kvtier.registry import open_backend
 from kvtier.settings import Settings, check_machine, validate
@@ -82,14 +83,14 @@ async def open_cache(
         def forget(entries: Sequence[ObjectEntry]) -> None:
             cache.catalogue.forget(entries)
 
-        driver = AsyncDriver(
-            chain,
+        levels = Levels(
             tiers,
             None if origin is None else Origin(origin, directory, forget),
             page_bytes=settings.page_bytes,
+            buffers=chain.buffer_count,
             buffer_pages=settings.chain.device_batch_pages,
-            clock=clock,
         )
+        driver = AsyncDriver(chain, levels, settings.page_bytes, clock)
         cache = TieredCache(driver, directory, origin, settings)
         stack.push_async_callback(driver.close)
         yield cache
