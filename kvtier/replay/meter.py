@@ -47,6 +47,8 @@ class RequestMeter:
         """A request ends; its last answer came at ``answered_ns``, now if that is not given."""
         now_ns = self._change(-1)
         end_ns = now_ns if answered_ns is None else answered_ns
+        # Its place was taken until now, and it was under way until then: the law of Little holds.
+        self._request_ns -= now_ns - end_ns
         self._latency.record_same(end_ns - arrival_ns, 1)
 
     def waited(self, request_ns: int) -> None:

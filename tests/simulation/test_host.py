@@ -112,6 +112,19 @@ def test_batches_share_one_host(trace: Path) -> None:
     assert result["duration_s"] >= fetches * 200e-6
 
 
+@pytest.mark.parametrize("drive", ["closed", "open"])
+def test_a_request_is_under_way_until_it_is_answered_however_late_that_is_seen(
+    trace: Path, drive: str
+) -> None:
+    # A drive sees answers when the host has prepared what it issued meanwhile.
+    pace = ReplaySettings(drive=drive, concurrency=REQUESTS, tick_s=0.0)  # type: ignore[arg-type]
+    tiers = (TierSettings("hbm", MIB), TierSettings("nvme", 4 * MIB))
+    settings = settings_of(EVERYTHING, tiers=tiers, replay=pace)
+    requests = simulate(trace, settings)["requests"]
+    by_law = requests["per_s"] * requests["latency_us"]["mean"] / 1e6
+    assert requests["in_flight_mean"] == pytest.approx(by_law, rel=1e-9)
+
+
 def test_nothing_of_a_host_that_is_not_described_is_reported(trace: Path) -> None:
     assert "host" not in simulate(trace, settings_of(None))["utilisation"]
 
