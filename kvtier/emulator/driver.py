@@ -149,8 +149,7 @@ class VirtualDriver(ModelledDriver):
             if not arrived.done():
                 arrived.set_result(None)
 
-        firsts = np.zeros(len(pages), np.uint64)
-        self.travel(self.hardware.routes[-1], firsts, pages, end, is_write=True)
+        self.put_objects(pages, end)
         await arrived
 
     async def drain(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from kvtier.chain import Chain, ChainDriver
 from kvtier.chain.driver import Index
 from kvtier.emulator.host import Host
@@ -54,6 +56,7 @@ class ModelledDriver(ChainDriver):
         self.hardware = hardware
         self.timeline = timeline
         self.measurements = measurements_by_purpose(len(hardware.routes))
+        self._objects_put = 0
 
     def travel(
         self, route: Route, locations: U64 | I64, pages: I64 | None, end: Event, *, is_write: bool
@@ -63,3 +66,14 @@ class ModelledDriver(ChainDriver):
             locations = locations + locations.dtype.type(route.first_slot)
         work = Work(locations, pages, self.hardware.page_bytes, is_write)
         route.travel(self.timeline, work, end)
+
+    def put_objects(self, pages: I64, end: Event) -> None:
+        """Send new objects (i64[n], pages of each) on their way to the last level, as travel does.
+
+        They have no id yet; each is put at a place of its own, for the drives of an origin share
+        the load by places.
+        """
+        numbers = np.arange(self._objects_put, self._objects_put + len(pages), dtype=np.uint64)
+        self._objects_put += len(pages)
+        firsts = numbers << np.uint64(32)
+        self.travel(self.hardware.routes[-1], firsts, pages, end, is_write=True)

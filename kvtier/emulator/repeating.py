@@ -184,8 +184,7 @@ class RepeatingDriver(ModelledDriver):
 
     def put(self, pages: I64, done: Event) -> None:
         """Send whole objects (pages of each) to the last level."""
-        firsts = np.zeros(len(pages), np.uint64)
-        self.travel(self.hardware.routes[-1], firsts, pages, done, is_write=True)
+        self.put_objects(pages, done)
 
     def expire(self, read: Read) -> None:
         """The deadline of a read passed."""

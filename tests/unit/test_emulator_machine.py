@@ -11,11 +11,12 @@ import pytest
 from kvtier.backend import ObjectBatch
 from kvtier.clock import VirtualClock
 from kvtier.directory import ObjectDirectory
-from kvtier.emulator import VirtualLoop, open_emulator, open_emulators
+from kvtier.emulator import VirtualLoop, open_emulator, open_emulators, open_repetition
 from kvtier.emulator.machine import Machine
 from kvtier.emulator.station import Work
 from kvtier.errors import SettingsError
 from kvtier.settings import (
+    MODEL_PRESETS,
     DeviceModel,
     HostSettings,
     LinkSettings,
@@ -121,3 +122,27 @@ def test_emulators_share_a_timeline_and_the_objects_of_the_origin() -> None:
 
     with asyncio.Runner(loop_factory=lambda: VirtualLoop(one.driver.timeline)) as runner:
         assert runner.run(write_by_one()) == [[3, -1, -1], [3, -1, -1], [3, 5, -1]]
+
+
+def test_written_objects_go_to_every_drive_of_an_origin() -> None:
+    pages = np.ones(50_000, np.int64)
+
+    def written_ns(drives: int) -> tuple[int, int]:
+        """When all of them have reached the origin: of a cache, and of a repetition."""
+        model = replace(MODEL_PRESETS["storage-next"].model, devices=drives)
+        settings = Settings(origin=OriginSettings("memory", model=model))
+        driver, _ = open_emulator(settings, ObjectDirectory(1), VirtualClock(), {})
+        with asyncio.Runner(loop_factory=lambda: VirtualLoop(driver.timeline)) as runner:
+            for part in np.split(pages, 10):
+                runner.run(driver.put(part))
+        repetition = open_repetition(
+            settings, VirtualClock(), origin_extent_pages_max=1, origin_batch_extents_max=1
+        )
+        for part in np.split(pages, 10):
+            repetition.put(part, lambda: None)
+        while repetition.timeline.step():
+            pass
+        return driver.timeline.now_ns, repetition.timeline.now_ns
+
+    for alone_ns, shared_ns in zip(written_ns(1), written_ns(8), strict=True):
+        assert alone_ns > 4 * shared_ns
