@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from kvtier.cache import TieredCache
 from kvtier.errors import SettingsError, TraceError
 from kvtier.pages import Bool, Purpose, expand_objects
 from kvtier.replay.active import Writes, block_keys
+from kvtier.replay.spread import shares_of
 from kvtier.replay.workload import Workload
 from kvtier.replay.writing import ObjectWriter
 from kvtier.serving import (
@@ -21,8 +24,8 @@ from kvtier.serving import (
     ttft_saved,
     weights_bytes,
 )
-from kvtier.settings import Settings, compute_source
-from kvtier.trace import RequestTrace, geometry
+from kvtier.settings import Settings, Spread, compute_source
+from kvtier.trace import NO_PARENT, RequestTrace, geometry
 from kvtier.units import format_bytes
 
 
@@ -91,7 +94,8 @@ def check_serving(workload: Workload, settings: Settings) -> None:
     """Refuse what cannot be served, before any of it is.
 
     Raises:
-        SettingsError: the trace has no tokens, its blocks are scaled, or the model does not fit.
+        SettingsError: the trace has no tokens, its blocks are scaled, the model does not fit, or
+            the turns of a session are spread over several nodes.
         TraceError: a request is larger than the memory beside the model.
     """
     trace = workload.trace
@@ -108,6 +112,7 @@ def check_serving(workload: Workload, settings: Settings) -> None:
             "'4 MiB'"
         )
     kv_tokens = bounds_of(settings).kv_tokens
+    share, nodes = shares_of(trace, settings)[0], array("H")
     for number, request in enumerate(trace.requests(workload.limit)):
         needed = max(1, request.in_tokens) + request.out_tokens
         if needed > kv_tokens:
@@ -116,6 +121,24 @@ def check_serving(workload: Workload, settings: Settings) -> None:
                 f"running sequences holds {kv_tokens:,}: raise compute.devices or "
                 "compute.kv_capacity, or lower tiers.hbm.capacity"
             )
+        nodes.append(share.gpu_of(number, request))
+        if settings.serving.roles == "one" and request.parent != NO_PARENT:
+            _check_turn(trace.path, number, request.parent, nodes, settings.replay.spread)
+
+
+def _check_turn(
+    path: Path, number: int, parent: int, nodes: array[int], spread: Spread | None
+) -> None:
+    """A turn waits for the one that it continues, which must be served by the same node."""
+    if nodes[number] == nodes[parent]:
+        return
+    advice = "give them one session in the trace, or leave topology.gpus out"
+    if spread == "round_robin":
+        advice = "set replay.spread = 'session', or leave it out"
+    raise SettingsError(
+        f"replay.spread: request {number} of {path} continues request {parent}, and goes to "
+        f"another of topology.gpus, where it would not wait for it: {advice}"
+    )
 
 
 def bounds_of(settings: Settings) -> Bounds:

@@ -32,11 +32,15 @@ class Share:
 
     def has(self, number: int, request: Request | PageRequest) -> bool:
         """Whether the request at this position in the trace is the GPU's."""
+        return self.gpu_of(number, request) == self.gpu
+
+    def gpu_of(self, number: int, request: Request | PageRequest) -> int:
+        """The number of the GPU that the request at this position in the trace goes to."""
         if self.gpus == 1:
-            return True
+            return self.gpu
         if self.spread == "session" and isinstance(request, Request):
             number = fmix64_int(request.session ^ self.seed_word)
-        return number % self.gpus == self.gpu
+        return number % self.gpus
 
 
 def shares_of(trace: RequestTrace | PageTrace, settings: Settings) -> list[Share]:

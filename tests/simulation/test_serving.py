@@ -350,6 +350,19 @@ def test_a_request_that_can_never_fit_is_refused_before_any_is_served(no_prefix:
         simulate(no_prefix, served(compute=compute))
 
 
+def test_turns_of_a_session_are_not_spread_over_nodes_that_do_not_wait(tmp_path: Path) -> None:
+    talk = write_conversations(tmp_path / "talk.parquet")
+    nodes = TopologySettings(gpus=("gpu0", "gpu1", "gpu2", "gpu3", "gpu4"))
+    dealt = served(topology=nodes, replay={"spread": "round_robin"}, page_bytes=1 << 20)
+    with pytest.raises(SettingsError, match=r"^replay.spread: request 12 .*'session'"):
+        simulate(talk, dealt)
+    dealt = replace(dealt, replay=replace(dealt.replay, spread="session"))
+    assert simulate(talk, dealt)["complete"]
+    # Those that continue nothing may go anywhere.
+    prompts = write_prompts(tmp_path / "prompts.parquet", [[one] for one in range(10)])
+    assert simulate(prompts, served(topology=nodes, replay={"spread": "round_robin"}))["complete"]
+
+
 def test_a_model_that_does_not_fit_is_refused(no_prefix: Path) -> None:
     with pytest.raises(SettingsError, match="deepseek-v3 has 625 GiB of weights"):
         simulate(no_prefix, served(replay={"model": "deepseek-v3"}))
