@@ -14,7 +14,7 @@ from kvtier.emulator import RepeatingDriver, VirtualDriver, open_emulators
 from kvtier.measure import Measurements, measurements_by_purpose
 from kvtier.pages import Purpose
 from kvtier.replay.meter import RequestMeter
-from kvtier.settings import Settings
+from kvtier.settings import Settings, gpus_of
 
 ByPurpose = tuple[Mapping[Purpose, Counters], Mapping[Purpose, Measurements]]
 
@@ -88,11 +88,13 @@ def merged_meter(gpus: Sequence[Gpu], clock: Clock) -> RequestMeter:
     return whole
 
 
-def busy_seconds(drivers: Sequence[VirtualDriver | RepeatingDriver]) -> dict[str, float]:
+def busy_seconds(
+    drivers: Sequence[VirtualDriver | RepeatingDriver], settings: Settings
+) -> dict[str, float]:
     """How long every device and link was occupied, and the host's software of each GPU."""
     busy_s = {name: station.busy_ns / 1e9 for name, station in drivers[0].hardware.stations.items()}
-    for number, driver in enumerate(drivers):
+    for gpu, driver in zip(gpus_of(settings.topology), drivers, strict=True):
         if driver.hardware.host is not None:
-            name = "host" if len(drivers) == 1 else f"host ({number})"
+            name = "host" if len(drivers) == 1 else f"host ({gpu})"
             busy_s[name] = driver.hardware.host.busy_ns / 1e9
     return busy_s

@@ -78,7 +78,7 @@ def repeat_trace(
         counters=driver.chain.by_purpose,
         measurements=driver.measurements,
         series=series,
-        busy_s=busy_seconds([driver]),
+        busy_s=busy_seconds([driver], settings),
         loads={name: one.load for name, one in driver.hardware.stations.items()},
         verifier=None,
         notes={},

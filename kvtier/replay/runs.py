@@ -171,7 +171,7 @@ def simulate_trace(
         replace(
             run,
             engines=["modelled"] * len(settings.tiers),
-            busy_s=busy_seconds([cache.driver for cache in caches]),
+            busy_s=busy_seconds([cache.driver for cache in caches], settings),
             loads={name: one.load for name, one in driver.hardware.stations.items()},
         )
     )

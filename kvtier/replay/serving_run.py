@@ -152,7 +152,8 @@ def simulate_serving(
     settings = with_nodes(settings)
     clock = VirtualClock()
     caches = open_emulated_caches(settings, clock, {})
-    chains, driver = [cache.driver.chain for cache in caches], caches[0].driver
+    drivers = [cache.driver for cache in caches]
+    chains, driver = [one.chain for one in drivers], drivers[0]
     series = Series(clock, settings.replay.series_interval_s, level_names(settings))
 
     def observe(finished: int) -> None:
@@ -190,7 +191,7 @@ def simulate_serving(
             counters=counters,
             measurements=measurements,
             series=series,
-            busy_s={**servers.busy_s, **busy_seconds([cache.driver for cache in caches])},
+            busy_s={**servers.busy_s, **busy_seconds(drivers, settings)},
             loads={name: one.load for name, one in driver.hardware.stations.items()},
             verifier=None,
             notes={},

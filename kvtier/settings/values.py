@@ -164,7 +164,6 @@ class ReplaySettings:
             recorded time between the two batches.
         tick_s: in virtual time, batches are issued at multiples of it, and those of one moment
             share a chain batch. On the wall clock those do that are ready at once.
-        speed: recorded times of an open loop are divided by it.
         spread: which of several GPUs a request goes to. ``session``: all requests of a session to
             one, chosen by hash. ``round_robin``: one after the other. None takes ``session`` for
             a request trace, and ``round_robin`` for a page trace, which has no sessions.

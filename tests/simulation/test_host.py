@@ -19,6 +19,7 @@ from kvtier.settings import (
     ReplaySettings,
     Settings,
     TierSettings,
+    TopologySettings,
     load_settings,
     validate,
 )
@@ -123,6 +124,17 @@ def test_a_request_is_under_way_until_it_is_answered_however_late_that_is_seen(
     requests = simulate(trace, settings)["requests"]
     by_law = requests["per_s"] * requests["latency_us"]["mean"] / 1e6
     assert requests["in_flight_mean"] == pytest.approx(by_law, rel=1e-9)
+
+
+def test_each_of_several_gpus_has_a_host_of_its_own(trace: Path) -> None:
+    topology = TopologySettings(gpus=("left", "right"))
+    alone, pair = (
+        simulate(trace, settings_of(EVERYTHING, topology=there)) for there in (None, topology)
+    )
+    assert pair["duration_s"] == pytest.approx(alone["duration_s"] / 2, rel=1e-3)
+    assert pair["bottleneck"] in ("host (left)", "host (right)")
+    for name in ("host (left)", "host (right)"):
+        assert busy_s(pair, name) == pytest.approx(busy_s(alone, "host") / 2)
 
 
 def test_nothing_of_a_host_that_is_not_described_is_reported(trace: Path) -> None:
