@@ -162,7 +162,8 @@ def serve(arguments: argparse.Namespace) -> Exit:
     from kvtier.server import run
 
     host, port = arguments.host, arguments.port
-    run_async(run(origin, host, port, _announce, settings.page_bytes, token=token))
+    page_bytes, seed = settings.page_bytes, settings.seed
+    run_async(run(origin, host, port, _announce, page_bytes, seed=seed, token=token))
     return Exit.DONE
 
 

@@ -89,8 +89,8 @@ class Topology:
         for part in (source, target):
             if part not in self._neighbours and source != target:
                 raise SettingsError(
-                    f"topology: {level} needs a way from {source} to {target}, and no link ends "
-                    f"at {part}: there are {', '.join(self._neighbours) or 'no parts'}"
+                    f"topology.links: {level} needs a way from {source} to {target}, and no link "
+                    f"ends at {part}: there are {', '.join(self._neighbours) or 'no parts'}"
                 )
         came_by: dict[str, Hop] = {}
         queue = deque([source])
@@ -101,8 +101,8 @@ class Topology:
                     queue.append(hop.target)
         if source != target and target not in came_by:
             raise SettingsError(
-                f"topology: there is no way from {source}, where {level} is, to {target}: add the "
-                "links that are missing"
+                f"topology.links: there is no way from {source}, where {level} is, to {target}: "
+                "add the links that are missing"
             )
         way: list[Hop] = []
         part = target
@@ -118,7 +118,7 @@ def _neighbours(links: Sequence[LinkSettings]) -> dict[str, list[Hop]]:
     seen: set[str] = set()
     for link in links:
         if link.name in seen:
-            raise SettingsError(f"topology: there are two links named {link.name}")
+            raise SettingsError(f"topology.links: there are two links named {link.name}")
         seen.add(link.name)
         for one, other in pairs_of(link):
             neighbours.setdefault(one, []).append(Hop(link.name, one, other))

@@ -27,15 +27,17 @@ async def run(
     ready: Callable[[str, int], None],
     page_bytes: int,
     *,
+    seed: int = 1,
     token: str | None = None,
 ) -> None:
     """Open the backend that ``origin`` names, with its wrappers, and export it.
 
-    Arguments and errors are those of :func:`run_server`.
+    ``seed`` is of the wrappers' random choices. The other arguments, and errors, are those of
+    :func:`run_server`.
     """
     backend = await open_backend(origin.backend, origin.options, page_bytes)
-    backend = wrapped(backend, origin, page_bytes, seed=1, clock=WallClock()) or backend
     try:
+        backend = wrapped(backend, origin, page_bytes, seed=seed, clock=WallClock()) or backend
         await run_server(backend, host, port, page_bytes=page_bytes, ready=ready, token=token)
     finally:
         await backend.close()

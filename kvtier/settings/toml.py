@@ -194,7 +194,11 @@ def _build(
             return typing.cast("T", kind(**values))
         return typing.cast("T", dataclasses.replace(typing.cast("Any", base), **values))
     except SettingsError as error:  # of the dataclass itself; it begins with the field
-        raise place.refusal(f"{place.key}.{error}") from error
+        name = str(error).partition(" ")[0]
+        key = toml_key(name)
+        # A field whose unit is in its name is shown too, for its figure has none.
+        shown = "" if key == name else f"{key}: "
+        raise place.refusal(f"{place.key}.{shown}{error}") from error
 
 
 def _is_required(field: dataclasses.Field[Any]) -> bool:

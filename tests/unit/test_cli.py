@@ -506,3 +506,14 @@ def test_no_bar_where_there_is_no_terminal() -> None:
 def test_a_notice_is_one_line_on_the_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     LateProgress("replay").notify("this will\ntake a while")
     assert capsys.readouterr().err == "kvtier: this will take a while\n"
+
+
+def test_a_server_draws_from_the_seed_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = []
+
+    async def serve(*_: object, seed: int, **__: object) -> None:
+        seeds.append(seed)
+
+    monkeypatch.setattr("kvtier.server.run", serve)
+    main(["serve", "--set", "origin.latency.preset=s3-standard", "--set", "seed=7"])
+    assert seeds == [7]

@@ -114,7 +114,8 @@ def test_stations_are_listed_by_name_once_a_route_passes_them() -> None:
 
 def test_a_topology_without_a_way_is_refused() -> None:
     apart = changed(links=(link("up", "gpu", "switch"), link("slots", "drives", "shelf")))
-    with pytest.raises(SettingsError, match="no way from drives, where nvme is, to gpu: add the"):
+    message = "^topology.links: there is no way from drives, where nvme is, to gpu: add the"
+    with pytest.raises(SettingsError, match=message):
         Topology(apart).way("nvme", is_device=True)
 
 

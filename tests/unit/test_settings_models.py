@@ -159,6 +159,10 @@ def test_a_drive_is_read_as_it_is_built(tmp_path: Path) -> None:
     [
         ("tiers.nvme.model.flash.channels=0", "tiers.nvme.model.flash.channels is 0: it must be 1"),
         ("tiers.nvme.model.flash.sense=5", "tiers.nvme.model.flash.sense: 5 is no time"),
+        (
+            "tiers.nvme.model.flash.nand_page=100",
+            "tiers.nvme.model.flash.nand_page: nand_page_bytes is 100: it must be 512",
+        ),
         ("tiers.nvme.model.flash.chanels=5", "did you mean tiers.nvme.model.flash.channels?"),
         ("tiers.nvme.model.flash=fast", "tiers.nvme.model.flash is 'fast': it must be a table"),
         ("tiers.nvme.model.iops=1e6", "--set: tiers.nvme.model.iops is of no effect on a flash"),
