@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.debug:
             traceback.print_exc()
         complain(_sentence(error))
+        _flush_or_let_go()
         return Exit.BAD_INPUT if isinstance(error, _BAD_INPUT) else Exit.FAILED
     return code
 
@@ -59,6 +60,14 @@ def _sentence(error: Exception) -> str:
         return "out of memory: lower tiers.*.capacity or chain.staging"
     name = type(error).__name__
     return f"{name}: {error}: a bug in kvtier; run again with --debug for the traceback"
+
+
+def _flush_or_let_go() -> None:
+    """What the error left unwritten; it may be the standard output itself that failed."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _let_go_of_stdout()
 
 
 def _let_go_of_stdout() -> None:
