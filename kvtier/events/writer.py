@@ -20,7 +20,7 @@ from kvtier.events.owners import present_owners
 from kvtier.events.schema import LISTS, NUMBERS, SUMMARY, EventKind, Flag, arrow_schema
 from kvtier.pages import I64, U8, U32, U64, Purpose
 from kvtier.trace.arrow import load_parquet, load_pyarrow
-from kvtier.trace.parquet import first_line
+from kvtier.trace.parquet import as_trace_error, first_line
 
 # What is held in memory and makes one row group: writing it must not hold up the run for long.
 _GROUP_EVENTS: Final = 1 << 12
@@ -237,7 +237,7 @@ def open_event_log(path: Path, header: LogHeader) -> Iterator[EventLog]:
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     schema = arrow_schema(encode_header(header))
     try:
-        with _as_trace_error(path):
+        with as_trace_error(path):
             writer = _open_writer(draft, schema)
         try:
             log = EventLog(path, writer, schema)
@@ -247,7 +247,7 @@ def open_event_log(path: Path, header: LogHeader) -> Iterator[EventLog]:
             # Closed already where all went well; a second fault would hide the first.
             with suppress(load_pyarrow().ArrowException, OSError):
                 writer.close()
-        with _as_trace_error(path):
+        with as_trace_error(path):
             draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
@@ -294,12 +294,3 @@ def _open_writer(path: Path, schema: Any) -> Any:
         column_encoding=dict.fromkeys(packed, "DELTA_BINARY_PACKED"),
         write_page_checksum=True,
     )
-
-
-@contextmanager
-def _as_trace_error(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (load_pyarrow().ArrowException, OSError) as error:
-        what = f"cannot be written ({first_line(error)})"
-        raise TraceError(f"{path}: {what}; check the folder and its free space") from error

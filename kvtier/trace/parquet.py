@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,6 +45,16 @@ def open_parquet(path: Path, advice: str = _CONVERT) -> Any:
         )
     except (load_pyarrow().ArrowException, OSError) as error:
         raise TraceError(f"{path}: damaged ({first_line(error)}); get it again") from error
+
+
+@contextmanager
+def as_trace_error(path: Path) -> Iterator[None]:
+    """Within, whatever keeps a Parquet file from being written is a TraceError that names it."""
+    try:
+        yield
+    except (load_pyarrow().ArrowException, OSError) as error:
+        what = f"cannot be written ({first_line(error)})"
+        raise TraceError(f"{path}: {what}; check the folder and its free space") from error
 
 
 def first_line(error: Exception) -> str:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from kvtier.errors import TraceError
-from kvtier.trace.arrow import load_parquet, load_pyarrow
+from kvtier.trace.arrow import load_parquet
 from kvtier.trace.columns import Place
 from kvtier.trace.encode import encode_pages, encode_requests, gather_pages, gather_requests
 from kvtier.trace.laws import PageLaws, RequestLaws
 from kvtier.trace.metadata import TraceKind, TraceMetadata
-from kvtier.trace.parquet import first_line
+from kvtier.trace.parquet import as_trace_error
 from kvtier.trace.records import PageRequest, Request
 from kvtier.trace.schema import arrow_schema
 
@@ -158,7 +158,7 @@ class _Sink:
     writer: Any
 
     def write(self, batch: Any) -> None:
-        with _as_trace_error(self.path):
+        with as_trace_error(self.path):
             self.writer.write_batch(batch)
 
 
@@ -168,14 +168,14 @@ def _written_whole(path: Path, metadata: TraceMetadata) -> Iterator[_Sink]:
     schema = arrow_schema(metadata)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with _as_trace_error(path):
+        with as_trace_error(path):
             writer = _open_writer(temporary, schema, metadata.kind)
         try:
             yield _Sink(path, schema, writer)
         finally:
-            with _as_trace_error(path):
+            with as_trace_error(path):
                 writer.close()
-        with _as_trace_error(path):
+        with as_trace_error(path):
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -191,12 +191,3 @@ def _open_writer(path: Path, schema: Any, kind: TraceKind) -> Any:
         column_encoding=_ENCODINGS[kind],
         write_page_checksum=True,
     )
-
-
-@contextmanager
-def _as_trace_error(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (load_pyarrow().ArrowException, OSError) as error:
-        what = f"cannot be written ({first_line(error)})"
-        raise TraceError(f"{path}: {what}; check the folder and its free space") from error
