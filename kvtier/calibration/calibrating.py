@@ -24,7 +24,7 @@ from kvtier.environment import describe_environment
 from kvtier.settings import DeviceModel
 
 _PROBE_SHARE: Final = 0.1
-_HOST_SHARE: Final = 0.2
+_HOST_SHARE: Final = 0.4
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,29 +1,28 @@
-"""What the host's software takes: real caches timed, less what their devices take when emulated.
+"""What the host's software takes: real caches, and how long they occupy the thread that runs them.
 
 Small caches of several shapes read batches, one after the other and each with its fills: pages in
-the first memory, in the second, on the drive, at the origin. The same reads in virtual time, with
-the fitted models and a host that takes nothing, say how long the devices took, and how often the
-host did what. What is left of the measured time is then explained by the terms of
-:class:`kvtier.settings.HostSettings`.
+the first memory, in the second, on the drive, at the origin. The same reads in virtual time say how
+often the host did what. The processor time of the loop's thread is then explained by the terms of
+:class:`kvtier.settings.HostSettings`. What trace drives take beside it, and what is waited for, is
+found by :mod:`kvtier.calibration.driving`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from kvtier.cache import TieredCache
+from kvtier.calibration.driving import measure_drives
 from kvtier.calibration.explaining import Floats, explain
 from kvtier.calibration.origin import KEY, measure_origin, store
-from kvtier.calibration.requests import measure_requests
 from kvtier.calibration.walking import start_walk, time_walks
 from kvtier.clock import VirtualClock, WallClock
 from kvtier.directory import ObjectDirectory
@@ -52,8 +51,9 @@ _BATCHES: Final = (4, 16, 64)
 _BATCH_BYTES: Final = 16 << 20
 _TURNS: Final = 5
 _ORIGIN_SHARE: Final = 0.2
+_DRIVES_SHARE: Final = 0.5
 _EMULATED: Final = 40
-"""Batches that are emulated for each that is measured: enough for a mean of a long tail."""
+"""Batches that are emulated for each that is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,24 +63,12 @@ class HostCost:
     Attributes:
         host: what the software takes.
         origin: a model of the origin of files that it was measured with.
-        error: of the measured times beside the explained ones, as a share; root mean square.
+        error: of what occupied the host beside what explains it, as a share; root mean square.
     """
 
     host: HostSettings
     origin: DeviceModel
     error: float
-
-
-class Emulated(NamedTuple):
-    """A batch in virtual time.
-
-    Attributes:
-        device_s: what the devices take.
-        counts: f64[5], how often the host does what, in the order of its settings.
-    """
-
-    device_s: float
-    counts: Floats
 
 
 class Shape(NamedTuple):
@@ -120,14 +108,21 @@ def measure_host(
         shapes = _shapes(pages, page_bytes, Path(name), model, rng)
         options = {"root": str(Path(name) / "origin"), "sync": False}
         settings = [_settings(shape, options, page_bytes) for shape in shapes]
+        walks_s = (1 - _DRIVES_SHARE) * seconds
         with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
-            origin, taken_s = runner.run(_measure(shapes, settings, pages, seconds, rng))
-    emulated = []
-    for shape, each in zip(shapes, settings, strict=True):
-        emulated += _emulate(_with_origin(each, origin), shape.order, pages)
-    cost = _explained(taken_s, emulated, origin)
-    request_s = _rounded(measure_requests(cost.host, page_bytes))
-    return replace(cost, host=replace(cost.host, request_s=request_s))
+            origin, busy_s = runner.run(_measure(shapes, settings, pages, walks_s, rng))
+        counts = np.stack(
+            [
+                done
+                for shape, each in zip(shapes, settings, strict=True)
+                for done in _emulate(_with_origin(each, origin), shape.order, pages)
+            ]
+        )
+        host, error = _explained(counts, np.array(busy_s))
+        mixed = replace(_with_origin(settings[-1], origin), host=host)
+        host = measure_drives(mixed, pages, Path(name), _DRIVES_SHARE * seconds)
+    rounded = {each.name: _rounded(getattr(host, each.name)) for each in fields(host)}
+    return HostCost(HostSettings(**rounded), origin, error)
 
 
 async def _measure(
@@ -137,7 +132,7 @@ async def _measure(
     seconds: float,
     rng: np.random.Generator,
 ) -> tuple[DeviceModel, list[float]]:
-    """A model of the origin, and the time of a batch: of each shape, and of each size."""
+    """A model of the origin, and what a batch occupies: of each shape, and of each size."""
     named, page_bytes = settings[0].origin, settings[0].page_bytes
     assert named is not None
     batches = _batches(page_bytes)
@@ -202,38 +197,37 @@ def _batches(page_bytes: int) -> list[int]:
     return [n for n in _BATCHES if n * page_bytes <= _BATCH_BYTES or n == _BATCHES[0]]
 
 
-def _emulate(settings: Settings, order: I64, pages: int) -> list[Emulated]:
-    """What the same reads take in virtual time, and do: of each size of batches."""
+def _emulate(settings: Settings, order: I64, pages: int) -> list[Floats]:
+    """How often the host does what for a batch of the same reads, of each size of batches.
+
+    f64[5] each, in the order of its settings.
+    """
     clock = VirtualClock()
     directory = ObjectDirectory(settings.chain.objects_max)
     driver, origin = open_emulator(settings, directory, clock, {KEY: pages})
     host = driver.hardware.host
     assert host is not None
 
-    async def walk_through() -> list[Emulated]:
+    async def walk_through() -> list[Floats]:
         cache = TieredCache(driver, directory, origin, settings)
         walk = await start_walk(cache, clock, order, max(_batches(settings.page_bytes)))
         found = []
         for count in _batches(settings.page_bytes):
             before = np.array(host.counts())
-            taken_ns = [await walk.read(count) for _ in range(_EMULATED)]
-            done = (np.array(host.counts()) - before) / _EMULATED
-            found.append(Emulated(statistics.mean(taken_ns) / 1e9, done))
+            for _ in range(_EMULATED):
+                await walk.read(count)
+            found.append((np.array(host.counts()) - before) / _EMULATED)
         return found
 
     with asyncio.Runner(loop_factory=lambda: VirtualLoop(driver.timeline)) as runner:
         return runner.run(walk_through())
 
 
-def _explained(taken_s: list[float], emulated: list[Emulated], origin: DeviceModel) -> HostCost:
-    """The host that makes up for what the devices leave of the measured times."""
-    taken = np.array(taken_s)
-    devices = np.array([each.device_s for each in emulated])
-    counts = np.stack([each.counts for each in emulated])
-    terms = explain(counts, np.maximum(taken - devices, 0.0), 1 / taken)
-    error = (devices + counts @ np.array(terms)) / taken - 1
-    host = HostSettings(*(_rounded(term) for term in terms))
-    return HostCost(host, origin, float(np.sqrt(np.mean(error**2))))
+def _explained(counts: Floats, busy_s: Floats) -> tuple[HostSettings, float]:
+    """The host that is occupied so long by what it does so often, and how far that is off."""
+    terms = explain(counts, busy_s, 1 / busy_s)
+    error = counts @ np.array(terms) / busy_s - 1
+    return HostSettings(*terms), float(np.sqrt(np.mean(error**2)))
 
 
 def _rounded(term_s: float) -> float:

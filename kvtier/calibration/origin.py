@@ -48,6 +48,8 @@ async def measure_origin(
 ) -> DeviceModel:
     """A model of a backend that holds the object: ``latency + operations / iops``.
 
+    What it occupies this thread for is no part of it: that is the host's.
+
     Raises:
         DeviceError: a read failed.
     """
@@ -68,9 +70,10 @@ async def measure_origin(
     for _ in range(_TURNS):
         for times, shape in zip(turns, shapes, strict=True):
             times.append(await _mean_s(backend, partial(batch, *shape), out, turn_s))
-    *taken_s, long_s = (statistics.median(times) for times in turns)
+    *short_s, long_s = (statistics.median(times) for times in turns)
     terms = np.array([[1, count] for count, _ in shapes[:-1]], np.float64)
-    latency_s, operation_s = explain(terms, np.array(taken_s), 1 / np.array(taken_s))
+    taken_s = np.array(short_s)
+    latency_s, operation_s = explain(terms, taken_s, 1 / np.maximum(taken_s, 1 / _UNLIMITED))
     byte_s = max(long_s - latency_s, 0.0) / (long_pages * page_bytes)
     return DeviceModel(
         latency_s=latency_s,
@@ -82,14 +85,15 @@ async def measure_origin(
 async def _mean_s(
     backend: Backend, next_batch: Callable[[], ExtentBatch], out: U8, seconds: float
 ) -> float:
-    """The mean time of a read, in s."""
-    reads, taken_s = 0, 0.0
+    """The mean time of a read beyond what it occupies this thread for, in s."""
+    reads, taken_s, busy_s = 0, 0.0, 0.0
     while reads < _READS_MIN or taken_s < seconds:
         batch = next_batch()
-        start_s = time.perf_counter()
+        start_s, start_busy_s = time.perf_counter(), time.thread_time()
         status = await backend.read(batch, out)
         taken_s += time.perf_counter() - start_s
+        busy_s += time.thread_time() - start_busy_s
         reads += 1
         if status.any():
             raise DeviceError("a read of a stored file failed; choose another path")
-    return taken_s / reads
+    return max(taken_s - busy_s, 0.0) / reads

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -66,15 +67,19 @@ async def start_walk(cache: TieredCache[Any], clock: Clock, order: I64, most: in
 async def time_walks(
     walks: Sequence[Walk], batches: Sequence[int], turns: int, seconds: float
 ) -> list[float]:
-    """The mean time of a batch in s, of each walk and each size; the median over ``turns``."""
+    """What a batch occupies this thread for, in s, of each walk and each size.
+
+    The mean of a turn, and the median over ``turns``.
+    """
     places = [(walk, count) for walk in walks for count in batches]
     means: list[list[float]] = [[] for _ in places]
     turn_ns = seconds / (turns * len(places)) * 1e9
     for _ in range(turns):
         for (walk, count), found in zip(places, means, strict=True):
-            reads, taken_ns = 0, 0
+            reads, taken_ns, busy_ns = 0, 0, -time.thread_time_ns()
             while reads < _READS_MIN or taken_ns < turn_ns:
                 taken_ns += await walk.read(count)
                 reads += 1
-            found.append(taken_ns / reads / 1e9)
+            busy_ns += time.thread_time_ns()
+            found.append(busy_ns / reads / 1e9)
     return [statistics.median(found) for found in means]

@@ -31,7 +31,10 @@ _HOST_COMMENTS: Final = {
     "page_s": "of each page that is copied",
     "device_batch_s": "of operations given to a device together",
     "operation_s": "of each of them",
-    "request_s": "of each batch of a request, in the drive of a trace",
+    "request_s": "of each batch of a request, in the drive of a trace in waves",
+    "paced_request_s": "the same in the other drives",
+    "wait_s": "of operations given to a device together, for threads to be woken",
+    "operation_wait_s": "of each of them",
 }
 
 
@@ -121,8 +124,12 @@ def _lines(calibration: Calibration) -> Iterator[str]:
     )
     yield (
         f"{host.device_batch_s * 1e6:.0f} us per device batch and {host.operation_s * 1e6:.1f} us "
-        f"per operation; times of whole batches are explained to {cost.error:.0%}. Driving a trace "
-        f"takes {host.request_s * 1e6:.1f} us per batch of a request."
+        f"per operation, which explains its time to {cost.error:.0%}. Operations wait "
+        f"{host.wait_s * 1e6:.0f} us and {host.operation_wait_s * 1e6:.1f} us each for threads."
+    )
+    yield (
+        f"Driving a trace takes {host.request_s * 1e6:.1f} us per batch of a request in waves, and "
+        f"{host.paced_request_s * 1e6:.1f} us in other drives."
     )
 
 

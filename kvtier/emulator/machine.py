@@ -36,7 +36,9 @@ class Machine:
         }
         # Each GPU's process runs on a core of its own.
         self._hosts = [
-            None if settings.host is None else Host(settings.host)
+            None
+            if settings.host is None
+            else Host(settings.host, is_paced=settings.replay.drive != "waves")
             for _ in gpus_of(settings.topology)
         ]
         self._names: dict[str, tuple[str, ...]] = {}
@@ -94,7 +96,7 @@ class Machine:
         if host is None:
             return route
         if level in _ISSUED:
-            return route.behind(host.devices, host.devices)
+            return route.between(host.devices, host.answers)
         # Who reads slots of a first tier in memory copies hits, which belong to their batch.
         is_first = level == next(iter(self._names))
         return route.behind(host.hits if is_first else host.copies, host.copies)

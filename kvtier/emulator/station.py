@@ -93,6 +93,12 @@ class Route:
         """The same route, with a station that work passes first."""
         return replace(self, reads=(for_reads, *self.reads), writes=(for_writes, *self.writes))
 
+    def between(self, before: Server, after: Server) -> Route:
+        """The same route, with a station that work passes first, and one that it passes last."""
+        return replace(
+            self, reads=(before, *self.reads, after), writes=(before, *self.writes, after)
+        )
+
     def travel(self, timeline: Timeline, work: Work, arrived: Event) -> None:
         """Send work from now on through every station, and then let ``arrived`` happen."""
         stations = self.writes if work.is_write else self.reads

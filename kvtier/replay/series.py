@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kvtier.chain import Chain, total
+from kvtier.chain import Chain
 from kvtier.clock import Clock
 
 POINTS_MAX = 512
@@ -35,11 +35,14 @@ class Series:
         previous_ns = self._points[-1][0] if self._points else 0
         if elapsed_ns - previous_ns < self._interval_ns and not (last and elapsed_ns > previous_ns):
             return
-        counters = total((chain.counters for chain in chains), len(self._levels))
-        lookups = [level.lookups for level in counters.levels]
-        hits = [level.hits for level in counters.levels]
-        delivered = [level.rows_delivered for level in counters.levels]
-        self._points.append((elapsed_ns, counters.reads, *lookups, *hits, *delivered))
+        # Only what is shown is added up: this is done often, beside what is measured.
+        parts = [part for chain in chains for part in chain.by_purpose.values()]
+        levels = list(zip(*(part.levels for part in parts), strict=True))
+        lookups = [sum(one.lookups for one in level) for level in levels]
+        hits = [sum(one.hits for one in level) for level in levels]
+        delivered = [sum(one.rows_delivered for one in level) for level in levels]
+        reads = sum(part.reads for part in parts)
+        self._points.append((elapsed_ns, reads, *lookups, *hits, *delivered))
         if len(self._points) > POINTS_MAX:
             del self._points[-2::-2]
             self._interval_ns *= 2

@@ -237,7 +237,8 @@ class TopologySettings:
 class HostSettings:
     """What the host's software takes in virtual time: one thing after the other, as on one core.
 
-    ``kvtier calibrate`` measures it. The work before and after an operation counts together.
+    ``kvtier calibrate`` measures it. Half of the work for operations of a device is done
+    before them, and half after.
 
     Attributes:
         batch_s: of a batch of the chain, and of the copy of what the first memory has of it.
@@ -246,7 +247,11 @@ class HostSettings:
         device_batch_s: of operations given to a device or the origin together.
         operation_s: of each of them.
         request_s: of each batch that a request asks for, before it joins one of the chain: what
-            drives the requests takes it.
+            drives the requests in waves takes it.
+        paced_request_s: the same in the other drives.
+        wait_s: that operations given to a device together wait for threads to be woken; the host
+            does other things meanwhile.
+        operation_wait_s: the same for each of them.
     """
 
     batch_s: float = 0.0
@@ -255,6 +260,9 @@ class HostSettings:
     device_batch_s: float = 0.0
     operation_s: float = 0.0
     request_s: float = 0.0
+    paced_request_s: float = 0.0
+    wait_s: float = 0.0
+    operation_wait_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from kvtier.settings import (
     load_settings,
     validate,
 )
+from kvtier.settings.values import Drive
 from kvtier.trace import RandomReads, write_random_reads
 
 MIB = 1 << 20
@@ -36,6 +37,9 @@ EVERYTHING = HostSettings(
     device_batch_s=200e-6,
     operation_s=5e-6,
     request_s=4e-6,
+    paced_request_s=9e-6,
+    wait_s=30e-6,
+    operation_wait_s=2e-6,
 )
 
 
@@ -80,26 +84,31 @@ def busy_s(result: Mapping[str, Any], name: str) -> float:
 
 
 @pytest.mark.parametrize(
-    ("host", "each_s"),
+    ("host", "drive", "each_s"),
     [
-        (HostSettings(batch_s=50e-6), 50e-6),
-        (HostSettings(device_batch_s=200e-6), 200e-6),
-        (HostSettings(operation_s=5e-6), 5e-6),
-        (HostSettings(copy_s=10e-6), 10e-6),
-        (HostSettings(page_s=1e-6), 1e-6),
-        (HostSettings(request_s=4e-6), 4e-6),
-        (EVERYTHING, 270e-6),
+        (HostSettings(batch_s=50e-6), "waves", 50e-6),
+        (HostSettings(device_batch_s=200e-6), "waves", 200e-6),
+        (HostSettings(operation_s=5e-6), "waves", 5e-6),
+        (HostSettings(copy_s=10e-6), "waves", 10e-6),
+        (HostSettings(page_s=1e-6), "waves", 1e-6),
+        (HostSettings(request_s=4e-6), "waves", 4e-6),
+        (HostSettings(paced_request_s=9e-6), "closed", 9e-6),
+        (EVERYTHING, "waves", 270e-6),
+        (EVERYTHING, "closed", 275e-6),
     ],
 )
 def test_reads_one_after_the_other_take_what_the_host_takes_for_each(
-    trace: Path, host: HostSettings, each_s: float
+    trace: Path, host: HostSettings, drive: Drive, each_s: float
 ) -> None:
     # Each is a batch of the chain with one operation of the origin, and one copy of a page.
-    result = simulate(trace, settings_of(host))
-    assert result["duration_s"] == pytest.approx(READS * each_s, rel=2e-3)
+    pace = ReplaySettings(drive=drive, concurrency=1, tick_s=0.0)
+    result = simulate(trace, settings_of(host, replay=pace))
+    waiting_s = host.wait_s + host.operation_wait_s
+    assert result["duration_s"] == pytest.approx(READS * (each_s + waiting_s), rel=2e-3)
     assert busy_s(result, "host") == pytest.approx(READS * each_s)
     assert result["bottleneck"] == "host"
-    waited_s = each_s - host.request_s  # a page's latency begins when it is submitted
+    request_s = host.request_s if drive == "waves" else host.paced_request_s
+    waited_s = each_s + waiting_s - request_s  # a page's latency begins when it is submitted
     assert result["demand"]["latency_us"]["p50"] == pytest.approx(waited_s * 1e6, rel=0.05, abs=0.1)
 
 
@@ -213,6 +222,7 @@ def test_a_host_is_read_from_settings_with_its_units(tmp_path: Path) -> None:
         '[tiers.dram]\ncapacity = "1 MiB"\n'
         '[host]\nbatch = "50 us"\ncopy = "10 us"\npage = "1 us"\n'
         'device_batch = "200 us"\noperation = "5 us"\nrequest = "4 us"\n'
+        'paced_request = "9 us"\nwait = "30 us"\noperation_wait = "2 us"\n'
     )
     host = load_settings(path).host
     assert host is not None

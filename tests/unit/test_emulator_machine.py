@@ -14,6 +14,7 @@ from kvtier.directory import ObjectDirectory
 from kvtier.emulator import VirtualLoop, open_emulator, open_emulators, open_repetition
 from kvtier.emulator.machine import Machine
 from kvtier.emulator.station import Work
+from kvtier.emulator.timeline import Timeline
 from kvtier.errors import SettingsError
 from kvtier.settings import (
     MODEL_PRESETS,
@@ -81,6 +82,33 @@ def test_the_software_of_each_gpu_runs_on_a_core_of_its_own() -> None:
         assert route.reads[0].serve(0, work) <= 2_000_000  # dram, then out of staging
     assert one.host.busy_ns == 2_000_000
     assert other.host.busy_ns == 0
+
+
+@pytest.mark.parametrize(
+    ("wait_s", "arrivals_us"),
+    [
+        (0.0, [300, 400]),  # the second's issue goes before the first's answer, as it came first
+        (1e-3, [1300, 1400]),  # both wait at the same time
+    ],
+)
+def test_half_of_what_operations_take_comes_after_the_device_and_none_while_they_wait(
+    wait_s: float, arrivals_us: list[int]
+) -> None:
+    settings = Settings(
+        origin=OriginSettings("memory", model=DeviceModel(100e-6, 1e15, 1e18)),
+        host=HostSettings(device_batch_s=200e-6, wait_s=wait_s),
+    )
+    (gpu,) = Machine(settings).hardware()
+    timeline = Timeline(VirtualClock())
+    found: list[int] = []
+    work = Work(np.zeros(1, np.uint64), None, 4096, is_write=False)
+    for _ in arrivals_us:
+        gpu.routes[0].travel(timeline, work, lambda: found.append(timeline.now_ns // 1000))
+    while timeline.step():
+        pass
+    assert found == arrivals_us
+    assert gpu.host is not None
+    assert gpu.host.busy_ns == 400_000
 
 
 def test_two_devices_of_one_level_draw_tails_of_their_own() -> None:
