@@ -6,7 +6,8 @@ simulated with what the calibration wrote. All of it several times, because a sh
 the same for long. A ratio is the median of those of the rounds: what the models predict, over what
 fio or the replay finds right after. One of IOPS is *within* at 10 %, of a whole replay at 15 %; one
 of a 99th percentile at 25 %, or at what fio's own repetitions differ by if that is more. The
-replay's origin is files that the system has cached, and it checks no bytes. fio must be on the PATH.
+replay's origin is files that the system has cached, and it checks no bytes. fio must be on the
+PATH.
 
     python bench/calibration.py [--quick] [--json FILE] [--directory DIR]
 """

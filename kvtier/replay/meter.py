@@ -18,6 +18,7 @@ class RequestMeter:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._latency = LatencyHistogram()
+        self._queue = LatencyHistogram()
         self._waited_ns = 0
         self._computed_ns = 0
         self._in_flight = 0
@@ -39,9 +40,11 @@ class RequestMeter:
         """Requests that have begun, and not ended."""
         return self._in_flight
 
-    def begin(self) -> int:
-        """A request begins; returns the present, in ns."""
-        return self._change(1)
+    def begin(self, arrival_ns: int | None = None) -> int:
+        """A request begins that came at ``arrival_ns``, now if not given; returns the present."""
+        now_ns = self._change(1)
+        self._queue.record_same(0 if arrival_ns is None else now_ns - arrival_ns, 1)
+        return now_ns
 
     def end(self, arrival_ns: int, answered_ns: int | None = None) -> None:
         """A request ends; its last answer came at ``answered_ns``, now if that is not given."""
@@ -63,6 +66,7 @@ class RequestMeter:
         """Count what ``other``, whose time began with this one's, has counted until now."""
         other._change(0)
         self._latency.merge(other._latency)
+        self._queue.merge(other._queue)
         self._waited_ns += other._waited_ns
         self._computed_ns += other._computed_ns
         self._request_ns += other._request_ns
@@ -75,6 +79,7 @@ class RequestMeter:
             "count": self.finished,
             "per_s": self.finished / duration_s if duration_s > 0 else None,
             "latency_us": self._latency.summary_us(),
+            "queue_us": self._queue.summary_us(),
             "in_flight_mean": self._request_ns / 1e9 / duration_s if duration_s > 0 else None,
             "stall_share": self._waited_ns / busy_ns if busy_ns else None,
         }

@@ -179,7 +179,7 @@ class PacedDrive:
                     arrival_ns = start_ns + round((coming.t_ns - first_t_ns) / self._pace.speed)
                 if arrival_ns > now_ns:
                     break
-                self._meter.begin()
+                self._meter.begin(arrival_ns)
                 if self._log is not None:
                     self._log.begin(self._begun, arrival_ns - start_ns)
                 self._spawn(self._begin(coming, self._begun, arrival_ns))

@@ -156,9 +156,9 @@ class RepeatedRequests:
                     self._timeline.at(request.arrival_ns, self._admit)
                 break
             self._coming.popleft()
-            self._meter.begin()
             if not self._is_open:
                 request.arrival_ns = now_ns
+            self._meter.begin(request.arrival_ns)
             request.answered_ns = now_ns
             request.has_begun = True
             self._go_on(request)

@@ -72,13 +72,15 @@ class Drive(TypedDict):
 class Requests(TypedDict):
     """Requests that ended, and their latency from arrival to the last answer.
 
-    ``in_flight_mean`` is the mean over time of those under way, ``stall_share`` the share of their
-    time that they waited for reads and writes and did not compute.
+    ``queue_us`` is the part of it before there was room for them, ``in_flight_mean`` the mean over
+    time of those under way, ``stall_share`` the share of their time that they waited for reads and
+    writes and did not compute.
     """
 
     count: int
     per_s: float | None
     latency_us: Latency
+    queue_us: Latency
     in_flight_mean: float | None
     stall_share: float | None
 

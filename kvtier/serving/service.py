@@ -30,7 +30,7 @@ class Requests(Protocol):
     @property
     def in_flight(self) -> int: ...
 
-    def begin(self) -> int: ...
+    def begin(self, arrival_ns: int | None = None) -> int: ...
 
     def end(self, arrival_ns: int, answered_ns: int | None = None) -> None: ...
 
@@ -121,10 +121,10 @@ class Service:
 
     # -- what engines tell --------------------------------------------------------------------
 
-    def admitted(self, sequence: Sequence, role: Role) -> None:  # noqa: ARG002
+    def admitted(self, sequence: Sequence, role: Role) -> None:
         """A sequence found room at a node."""
         if role.prefills:
-            self._requests.begin()
+            self._requests.begin(sequence.arrival_ns)
 
     def prompt_computed(self, sequence: Sequence) -> None:
         """The first token of a sequence is out."""

@@ -170,11 +170,16 @@ def test_requests_that_wait_for_nothing_take_the_time_that_they_compute(tmp_path
     assert result["requests"]["stall_share"] < 1e-3
 
 
+def littles_law_holds(requests: Mapping[str, Any]) -> bool:
+    under_way_us = requests["latency_us"]["mean"] - requests["queue_us"]["mean"]
+    by_law = requests["per_s"] * under_way_us / 1e6
+    return bool(requests["in_flight_mean"] == pytest.approx(by_law, rel=0.01))
+
+
 @pytest.mark.parametrize("concurrency", [1, 7, 20])
 def test_in_a_closed_loop_littles_law_holds(concurrency: int) -> None:
     requests = sample("closed", concurrency=concurrency, compute_s=20e-6)["requests"]
-    by_law = requests["per_s"] * requests["latency_us"]["mean"] / 1e6
-    assert requests["in_flight_mean"] == pytest.approx(by_law, rel=0.01)
+    assert littles_law_holds(requests)
     assert 0.5 * concurrency < requests["in_flight_mean"] <= concurrency
 
 
@@ -185,6 +190,9 @@ def test_an_open_loop_that_is_fast_enough_saturates_like_a_closed_one() -> None:
     # Requests that found no room waited, and that is latency of theirs.
     waited = fast["requests"]["latency_us"]["p50"]
     assert waited > 2 * closed["requests"]["latency_us"]["p50"]
+    assert fast["requests"]["queue_us"]["p50"] > waited / 2
+    assert closed["requests"]["queue_us"]["max"] == 0
+    assert littles_law_holds(fast["requests"])
 
 
 def test_in_a_slow_open_loop_a_request_takes_as_long_as_alone() -> None:

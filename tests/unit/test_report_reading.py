@@ -35,6 +35,10 @@ def test_results_of_older_and_later_versions_are_read(
 ) -> None:
     old = small_results.older(result)
     assert read_result(_written(tmp_path / "old.json", old)) == old
+    requests = {"count": 3, "per_s": 1.5, "latency_us": result["demand"]["latency_us"]}
+    requests |= {"in_flight_mean": 1.0, "stall_share": None}  # and no queue_us yet
+    older = old | {"requests": requests}
+    assert read_result(_written(tmp_path / "older.json", older)) == older
     later = result | {"schema_version": 2, "added": {"later": 1}}
     assert read_result(_written(tmp_path / "later.json", later)) == later
 
