@@ -119,7 +119,7 @@ def measure_host(
             ]
         )
         host, error = _explained(counts, np.array(busy_s))
-        mixed = replace(_with_origin(settings[-1], origin), host=host)
+        mixed = replace(_with_origin(settings[-1], origin), host=host, chain=ChainSettings())
         host = measure_drives(mixed, pages, Path(name), _DRIVES_SHARE * seconds)
     rounded = {each.name: _rounded(getattr(host, each.name)) for each in fields(host)}
     return HostCost(HostSettings(**rounded), origin, error)
