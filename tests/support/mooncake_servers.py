@@ -1,0 +1,114 @@
+"""A real Mooncake for tests: its master, and hosts that lend it memory."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from servers import READY_S, end, free_port, required
+
+LEASE_S = 1.0
+
+
+class Master:
+    """A master on free ports of loopback, and the hosts that joined it."""
+
+    def __init__(self, directory: Path, *flags: str) -> None:
+        self.port, self.admin_port = free_port(), free_port()
+        self.address = f"127.0.0.1:{self.port}"
+        self.admin = f"127.0.0.1:{self.admin_port}"
+        self._directory = directory
+        self.hosts: list[subprocess.Popen[bytes]] = []
+        self.process = self._start(
+            "mooncake_master",
+            "--rpc_address=127.0.0.1",
+            f"--rpc_port={self.port}",
+            "--rpc_thread_num=2",
+            "--metrics_host=127.0.0.1",
+            f"--metrics_port={self.admin_port}",
+            f"--default_kv_lease_ttl={int(LEASE_S * 1000)}",
+            "--client_ttl=3",
+            *flags,
+        )
+        self._wait_until(lambda: _listens(self.port) and _listens(self.admin_port))
+
+    def add_host(self, segment: str = "256 MB") -> None:
+        """Start a process that lends memory, and wait until the master knows it."""
+        before = self._segments()
+        self.hosts.append(
+            self._start(
+                "mooncake_client",
+                "--host=127.0.0.1",
+                "--metadata_server=P2PHANDSHAKE",
+                f"--master_server_address={self.address}",
+                f"--global_segment_size={segment}",
+                f"--port={free_port()}",
+            )
+        )
+        self._wait_until(lambda: self._segments() > before)
+
+    def names(self) -> list[str]:
+        """Everything that the store holds."""
+        return self._asked("/get_all_keys").split()
+
+    def end(self) -> None:
+        for process in (*self.hosts, self.process):
+            end(process)
+
+    def _segments(self) -> int:
+        return len(self._asked("/get_all_segments").split())
+
+    def _asked(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://{self.admin}{path}", timeout=READY_S) as answer:
+            text: str = answer.read().decode()
+        return text
+
+    def _start(self, command: str, *flags: str) -> subprocess.Popen[bytes]:
+        # Into a file: a pipe that nobody reads would fill and stop the server.
+        with (self._directory / f"{command}.log").open("ab") as log:
+            return subprocess.Popen(
+                [required(_binary(command)), *flags],
+                cwd=self._directory,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def _wait_until(self, is_so: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + READY_S
+        while not is_so():
+            if time.monotonic() > deadline:
+                self.end()
+                logs = [log.read_text(errors="replace") for log in self._directory.glob("*.log")]
+                pytest.fail("Mooncake did not come up:\n" + "\n".join(logs))
+            time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def running(directory: Path, *flags: str) -> Iterator[Master]:
+    """A master without hosts, ended afterwards."""
+    master = Master(directory, *flags)
+    try:
+        yield master
+    finally:
+        master.end()
+
+
+def _binary(command: str) -> str:
+    """Where the package keeps it; a virtual environment need not be on the path."""
+    spec = importlib.util.find_spec("mooncake")
+    if spec is None or not spec.submodule_search_locations:
+        return command
+    return str(Path(next(iter(spec.submodule_search_locations))) / command)
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), READY_S):
+        return True
+    return False
