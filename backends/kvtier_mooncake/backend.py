@@ -26,6 +26,7 @@ from kvtier.errors import BackendError, ClosedError
 from kvtier.pages import U8, PageStatus, check_page_bytes
 from kvtier_mooncake.codes import NOT_FOUND
 from kvtier_mooncake.layout import Head, NamedHead, Names, chunk_names, new_version
+from kvtier_mooncake.limits import RANGES_AT_ONCE
 from kvtier_mooncake.link import Link
 from kvtier_mooncake.listing import list_keys
 from kvtier_mooncake.reading import ExtentReader
@@ -217,13 +218,14 @@ class MooncakeBackend(Backend):
 
 
 def _shares(batch: ExtentBatch, slot_pages: int) -> list[slice]:
-    """Neighbouring extents, as many as fit into a slot."""
+    """Neighbouring extents, as many as fit into a slot and one call."""
     ends = np.cumsum(batch.page_count, dtype=np.int64)
     shares: list[slice] = []
     first = 0
     while first < len(ends):
         before = int(ends[first - 1]) if first else 0
-        last = int(np.searchsorted(ends, before + slot_pages, side="right"))
+        fitting = int(np.searchsorted(ends, before + slot_pages, side="right"))
+        last = min(fitting, first + RANGES_AT_ONCE)
         shares.append(slice(first, last))
         first = last
     return shares

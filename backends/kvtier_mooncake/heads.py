@@ -9,6 +9,7 @@ from typing import Any, Final, TypeAlias
 from kvtier.pages import U8
 from kvtier_mooncake.codes import LEASE_EXPIRED, NOT_FOUND, NOT_READY
 from kvtier_mooncake.layout import HEAD_BYTES, Head, unpack_head
+from kvtier_mooncake.limits import VALUES_AT_ONCE
 
 Found: TypeAlias = Head | int
 """A head, or the code of what Mooncake answered instead."""
@@ -27,12 +28,11 @@ def find_heads(store: Any, names: Sequence[str], slot: U8) -> list[Found]:
         names: of heads; one may come twice.
         slot: u8[slot_bytes], registered memory to read into.
     """
-    at_once = len(slot) // HEAD_BYTES
     # Of a name that comes twice in a call, Mooncake fills one buffer, and says that it filled both.
     distinct = list(dict.fromkeys(names))
     found: dict[str, Found] = {}
-    for first in range(0, len(distinct), at_once):
-        some = distinct[first : first + at_once]
+    for first in range(0, len(distinct), VALUES_AT_ONCE):
+        some = distinct[first : first + VALUES_AT_ONCE]
         found.update(zip(some, _settle(store, some, slot), strict=True))
     return [found[name] for name in names]
 

@@ -17,11 +17,11 @@ from kvtier.pages import U8
 from kvtier_mooncake.codes import BUSY, HAS_LEASE, NO_MASTER, NOT_READY
 from kvtier_mooncake.heads import Found, find_heads
 from kvtier_mooncake.layout import HEAD_BYTES, Head, NamedHead, chunk_names, pack_head
+from kvtier_mooncake.limits import NAMES_AT_ONCE, VALUES_AT_ONCE
 
 _TRIES: Final = 12
 _PAUSE_S: Final = 0.002
 _LEFT_OVER_MAX: Final = 1 << 16
-_SWEEP_ITEMS: Final = 1024
 _SWEEP_PAUSE_S: Final = 1.0
 _KEPT: Final = frozenset({HAS_LEASE, NOT_READY}) | NO_MASTER
 
@@ -82,7 +82,7 @@ class Publisher:
         now_s = time.monotonic()
         if not self._left_over or now_s < self._sweep_at_s:
             return
-        count = min(len(self._left_over), _SWEEP_ITEMS)
+        count = min(len(self._left_over), NAMES_AT_ONCE)
         names = [self._left_over.popleft() for _ in range(count)]
         codes = self._store.batch_remove(names, False)
         kept = [name for name, code in zip(names, codes, strict=True) if code in _KEPT]
@@ -96,10 +96,9 @@ class Publisher:
 
     def _put(self, objects: Sequence[NamedHead], slot: U8) -> list[int]:
         codes: list[int] = []
-        at_once = len(slot) // HEAD_BYTES
         address = slot.ctypes.data
-        for first in range(0, len(objects), at_once):
-            some = objects[first : first + at_once]
+        for first in range(0, len(objects), VALUES_AT_ONCE):
+            some = objects[first : first + VALUES_AT_ONCE]
             records = b"".join(pack_head(name, head) for name, head in some)
             slot[: len(records)] = np.frombuffer(records, np.uint8)
             starts = range(address, address + len(records), HEAD_BYTES)

@@ -14,13 +14,13 @@ from urllib.parse import urlsplit
 
 from kvtier.backend import check_options
 from kvtier.errors import SettingsError
+from kvtier_mooncake.limits import THREADS_MAX
 
 PROTOCOLS: Final = ("tcp", "rdma", "efa", "cxl", "ascend", "ubshmem", "hip", "nvlink", "barex")
 PEER_TO_PEER: Final = "P2PHANDSHAKE"
 
 _SEGMENT_BYTES_MIN: Final = 16 << 20
 _BUFFER_BYTES_MIN: Final = 1 << 20
-_THREADS_MAX: Final = 64
 _REPLICAS_MAX: Final = 16
 _METADATA_SCHEMES: Final = ("http", "https", "etcd", "redis")
 _ADDRESS: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+):(?P<port>\d{1,5})")
@@ -92,7 +92,7 @@ def parse_settings(options: Mapping[str, Any], page_bytes: int) -> MooncakeSetti
             f"it is 0, to lend no memory, or {_SEGMENT_BYTES_MIN} at least",
         )
     _check_room(settings.segment_bytes + settings.buffer_bytes)
-    _check_range("threads", settings.threads, 1, _THREADS_MAX)
+    _check_range("threads", settings.threads, 1, THREADS_MAX)
     _check_range("replicas", settings.replicas, 1, _REPLICAS_MAX)
     least = max(_BUFFER_BYTES_MIN, page_bytes) * settings.threads
     if settings.buffer_bytes < least:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 from kvtier.errors import BackendError
 from kvtier.pages import U8
 from kvtier_mooncake.codes import NO_MASTER
 from kvtier_mooncake.heads import find_heads
 from kvtier_mooncake.layout import Head, chunk_names
-
-_NAMES_AT_ONCE: Final = 4096
+from kvtier_mooncake.limits import NAMES_AT_ONCE
 
 
 def find_objects(store: Any, names: Sequence[str], slot: U8) -> list[Head | None]:
@@ -40,8 +39,8 @@ def find_objects(store: Any, names: Sequence[str], slot: U8) -> list[Head | None
 
 def _presence(store: Any, chunks: Sequence[str]) -> list[int]:
     codes: list[int] = []
-    for first in range(0, len(chunks), _NAMES_AT_ONCE):
-        codes += store.batch_is_exist(chunks[first : first + _NAMES_AT_ONCE])
+    for first in range(0, len(chunks), NAMES_AT_ONCE):
+        codes += store.batch_is_exist(chunks[first : first + NAMES_AT_ONCE])
     _check_master(codes)
     return codes
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from kvtier.pages import U8
 from kvtier_mooncake.codes import NOT_READY
 from kvtier_mooncake.layout import NamedHead, chunk_name
+from kvtier_mooncake.limits import VALUES_AT_ONCE
 from kvtier_mooncake.link import Link
 from kvtier_mooncake.workers import Gate
 
@@ -27,14 +28,14 @@ class Part(NamedTuple):
 
 
 def cut_parts(objects: Sequence[NamedHead], slot_pages: int) -> Iterator[Part]:
-    """The chunks of all objects, in their order, as parts of at most ``slot_pages`` pages."""
+    """The chunks of all objects, in their order, as parts that each fit into one call."""
     part = Part([], [], [0])
     row = 0
     for item, (name, head) in enumerate(objects):
         last = row + head.pages
         for number in range(head.chunk_count()):
             end = min(row + head.chunk_pages, last)
-            if end - part.bounds[0] > slot_pages:
+            if end - part.bounds[0] > slot_pages or len(part.names) == VALUES_AT_ONCE:
                 yield part
                 part = Part([], [], [row])
             part.names.append(chunk_name(name, head.version, number))

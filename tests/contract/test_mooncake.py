@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import ClassVar
 from uuid import uuid4
 
 import numpy as np
@@ -15,7 +17,9 @@ from mooncake_servers import Master, running
 
 from kvtier.backend import Backend
 from kvtier.pages import U8
+from kvtier.testing.batches import put_objects, read_objects
 from kvtier.testing.contract import BackendContract
+from kvtier.testing.pages import make_pages
 
 
 class BorrowedLink:
@@ -23,7 +27,11 @@ class BorrowedLink:
 
     def __init__(self, link: Link) -> None:
         self.store, self.config = link.store, link.config
-        self.workers, self.publishing, self.publisher = link.workers, link.publishing, link.publisher
+        self.workers, self.publishing, self.publisher = (
+            link.workers,
+            link.publishing,
+            link.publisher,
+        )
 
     async def close(self) -> None:
         pass
@@ -46,7 +54,7 @@ def links(master: Master) -> Iterator[dict[str, Link]]:
 
 
 class OverMooncake(BackendContract):
-    options: dict[str, object] = {}
+    options: ClassVar[dict[str, object]] = {}
 
     @pytest_asyncio.fixture
     async def backend(self, master: Master, links: dict[str, Link]) -> AsyncIterator[Backend]:
@@ -93,8 +101,21 @@ class TestMooncake(OverMooncake):
 class TestMooncakeInSmallPieces(OverMooncake):
     """So little memory that batches are cut, and such small chunks that extents are."""
 
-    options = {"threads": 2, "buffer_bytes": 2 << 20, "chunk_bytes": 1536}
+    options: ClassVar = {"threads": 2, "buffer_bytes": 2 << 20, "chunk_bytes": 100 << 10}
 
 
-class TestMooncakeInOwnMemory(OverMooncake):
-    options = {"segment_bytes": 64 << 20}
+@pytest.mark.asyncio
+async def test_memory_that_is_lent_to_the_store_holds_objects_until_it_is_closed(
+    tmp_path: Path,
+) -> None:
+    with running(tmp_path) as alone:
+        options = {"master": alone.address, "segment_bytes": 64 << 20}
+        backend = await MooncakeBackend.open(options, 512)
+        assert not backend.capability.persistent
+        pages = make_pages(b"a", 0, 9, 512)
+        await put_objects(backend, {b"a": pages}, 512)
+        np.testing.assert_array_equal((await read_objects(backend, [b"a"], 512))[b"a"], pages)
+        await backend.close()
+        again = await MooncakeBackend.open({"master": alone.address}, 512)
+        assert (await again.stat([b"a"])).pages.tolist() == [-1]
+        await again.close()

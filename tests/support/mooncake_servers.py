@@ -14,11 +14,16 @@ from pathlib import Path
 import pytest
 from servers import READY_S, end, free_port, required
 
-LEASE_S = 1.0
+LEASE_S = 3.0
 
 
 class Master:
-    """A master on free ports of loopback, and the hosts that joined it."""
+    """A master on free ports of loopback, and the hosts that joined it.
+
+    Args:
+        directory: where logs go.
+        flags: of the master, beside those that it always gets.
+    """
 
     def __init__(self, directory: Path, *flags: str) -> None:
         self.port, self.admin_port = free_port(), free_port()
