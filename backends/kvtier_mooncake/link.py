@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 
@@ -20,7 +20,7 @@ _HEADS_BYTES: Final = 1 << 16
 """Memory of the publishing thread."""
 
 _CLOSE_S: Final = 5.0
-"""How long calls may still take when the client is closed."""
+"""How long calls may still take when the client is closed, or less where a call may take less."""
 
 _LEFT_OPEN: Final[list[Any]] = []
 """Clients that it would be wrong to close: a call of theirs hangs, or their master is gone, and
@@ -41,6 +41,7 @@ class Link:
 
     def __init__(self, store: Any, config: Any, memory: U8, settings: MooncakeSettings) -> None:
         self._memory = memory
+        self._close_s = min(settings.timeout_s, _CLOSE_S)
         self.store = store
         self.config = config
         self.slot_bytes = settings.slot_bytes
@@ -53,21 +54,22 @@ class Link:
         self.publisher = Publisher(store, config)
 
     @classmethod
-    async def open(cls, settings: MooncakeSettings) -> Link:
+    async def open(cls, settings: MooncakeSettings) -> Self:
         """Set up a client.
 
         Raises:
-            BackendError: it cannot be installed, reached or set up.
+            BackendError: it is not installed, or cannot be reached or set up.
         """
-        return await asyncio.to_thread(_set_up, await probe(settings))
+        settings = await probe(settings)
+        return cls(*await asyncio.to_thread(_set_up, settings), settings)
 
     async def close(self) -> None:
         """Let calls end, and close the client if that can be done."""
         await asyncio.to_thread(self._close)
 
     def _close(self) -> None:
-        until_s = time.monotonic() + _CLOSE_S
-        ended = self.workers.end(_CLOSE_S)
+        until_s = time.monotonic() + self._close_s
+        ended = self.workers.end(self._close_s)
         sweep = self.publishing.submit(self._sweep)
         ended = self.publishing.end(max(0.1, until_s - time.monotonic())) and ended
         if ended and sweep.result():
@@ -82,7 +84,8 @@ class Link:
         return NO_MASTER.isdisjoint(self.store.batch_is_exist(["kvtier"]))
 
 
-def _set_up(settings: MooncakeSettings) -> Link:
+def _set_up(settings: MooncakeSettings) -> tuple[Any, Any, U8]:
+    """A client, how it replicates, and its registered memory."""
     try:
         from mooncake.store import MooncakeDistributedStore, ReplicateConfig  # noqa: PLC0415 - heavy
     except ImportError as error:
@@ -106,4 +109,4 @@ def _set_up(settings: MooncakeSettings) -> Link:
         )
     config = ReplicateConfig()
     config.replica_num = settings.replicas
-    return Link(store, config, memory, settings)
+    return store, config, memory

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -11,7 +10,6 @@ import pytest
 import pytest_asyncio
 from kvtier_mooncake import MooncakeBackend
 from kvtier_mooncake.layout import Head, Names, chunk_names, new_version, pack_head, unpack_head
-from kvtier_mooncake.link import Link
 from kvtier_mooncake.settings import parse_settings
 from mooncake_servers import Master, running
 
@@ -22,21 +20,6 @@ from kvtier.testing.contract import BackendContract
 from kvtier.testing.pages import make_pages
 
 
-class BorrowedLink:
-    """A link that outlives the backends which use it: making one takes a second."""
-
-    def __init__(self, link: Link) -> None:
-        self.store, self.config = link.store, link.config
-        self.workers, self.publishing, self.publisher = (
-            link.workers,
-            link.publishing,
-            link.publisher,
-        )
-
-    async def close(self) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def master(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Master]:
     with running(tmp_path_factory.mktemp("mooncake")) as master:
@@ -44,32 +27,27 @@ def master(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Master]:
         yield master
 
 
-@pytest.fixture(scope="module")
-def links(master: Master) -> Iterator[dict[str, Link]]:
-    """One for each class of tests, once it was needed."""
-    links: dict[str, Link] = {}
-    yield links
-    for link in links.values():
-        asyncio.run(link.close())
+class TestMooncake(BackendContract):
+    """With so little memory that batches are cut, and such small chunks that extents are."""
 
-
-class OverMooncake(BackendContract):
-    options: ClassVar[dict[str, object]] = {}
+    options: ClassVar[dict[str, object]] = {
+        "threads": 2,
+        "buffer_bytes": 2 << 20,
+        "chunk_bytes": 100 << 10,
+    }
 
     @pytest_asyncio.fixture
-    async def backend(self, master: Master, links: dict[str, Link]) -> AsyncIterator[Backend]:
-        """Each in a namespace of its own, so that it is empty."""
+    async def backend(self, master: Master) -> AsyncIterator[Backend]:
         self.opened = {
             "master": master.address,
             "admin": master.admin,
             "namespace": uuid4().hex,
             **self.options,
         }
-        settings = parse_settings(self.opened, self.page_bytes)
-        if type(self).__name__ not in links:
-            links[type(self).__name__] = await Link.open(settings)
-        self.link = links[type(self).__name__]
-        backend = MooncakeBackend(BorrowedLink(self.link), settings, self.page_bytes)  # type: ignore[arg-type]
+        self.link = await master.link(self.opened, self.page_bytes)
+        backend = MooncakeBackend(
+            self.link, parse_settings(self.opened, self.page_bytes), self.page_bytes
+        )
         yield backend
         await backend.close()
 
@@ -94,16 +72,6 @@ class OverMooncake(BackendContract):
         return await MooncakeBackend.open(self.opened, self.page_bytes)
 
 
-class TestMooncake(OverMooncake):
-    pass
-
-
-class TestMooncakeInSmallPieces(OverMooncake):
-    """So little memory that batches are cut, and such small chunks that extents are."""
-
-    options: ClassVar = {"threads": 2, "buffer_bytes": 2 << 20, "chunk_bytes": 100 << 10}
-
-
 @pytest.mark.asyncio
 async def test_memory_that_is_lent_to_the_store_holds_objects_until_it_is_closed(
     tmp_path: Path,
@@ -115,7 +83,6 @@ async def test_memory_that_is_lent_to_the_store_holds_objects_until_it_is_closed
         pages = make_pages(b"a", 0, 9, 512)
         await put_objects(backend, {b"a": pages}, 512)
         np.testing.assert_array_equal((await read_objects(backend, [b"a"], 512))[b"a"], pages)
+        assert alone.segments() == 1
         await backend.close()
-        again = await MooncakeBackend.open({"master": alone.address}, 512)
-        assert (await again.stat([b"a"])).pages.tolist() == [-1]
-        await again.close()
+        assert alone.segments() == 0

@@ -8,13 +8,26 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from kvtier_mooncake.link import Link
+from kvtier_mooncake.settings import parse_settings
 from servers import READY_S, end, free_port, required
 
 LEASE_S = 3.0
+
+
+class SharedLink(Link):
+    """A link that outlives the backends which use it: making one takes a second."""
+
+    async def close(self) -> None:
+        pass
+
+    def end(self) -> None:
+        self._close()
 
 
 class Master:
@@ -31,6 +44,7 @@ class Master:
         self.admin = f"127.0.0.1:{self.admin_port}"
         self._directory = directory
         self.hosts: list[subprocess.Popen[bytes]] = []
+        self._links: dict[str, SharedLink] = {}
         self.process = self._start(
             "mooncake_master",
             "--rpc_address=127.0.0.1",
@@ -39,14 +53,14 @@ class Master:
             "--metrics_host=127.0.0.1",
             f"--metrics_port={self.admin_port}",
             f"--default_kv_lease_ttl={int(LEASE_S * 1000)}",
-            "--client_ttl=3",
+            "--client_ttl=2",
             *flags,
         )
         self._wait_until(lambda: _listens(self.port) and _listens(self.admin_port))
 
     def add_host(self, segment: str = "256 MB") -> None:
         """Start a process that lends memory, and wait until the master knows it."""
-        before = self._segments()
+        before = self.segments()
         self.hosts.append(
             self._start(
                 "mooncake_client",
@@ -57,17 +71,28 @@ class Master:
                 f"--port={free_port()}",
             )
         )
-        self._wait_until(lambda: self._segments() > before)
+        self._wait_until(lambda: self.segments() > before)
 
     def names(self) -> list[str]:
         """Everything that the store holds."""
         return self._asked("/get_all_keys").split()
 
+    async def link(self, options: Mapping[str, object], page_bytes: int) -> SharedLink:
+        """A client, the same for all backends that may share it; ends with the master."""
+        settings = parse_settings({"master": self.address, **options}, page_bytes)
+        known_by = repr(replace(settings, namespace="-", admin="", chunk_bytes=page_bytes))
+        if known_by not in self._links:
+            self._links[known_by] = await SharedLink.open(settings)
+        return self._links[known_by]
+
     def end(self) -> None:
+        for link in self._links.values():
+            link.end()
         for process in (*self.hosts, self.process):
             end(process)
 
-    def _segments(self) -> int:
+    def segments(self) -> int:
+        """How many pieces of memory are lent to the store."""
         return len(self._asked("/get_all_segments").split())
 
     def _asked(self, path: str) -> str:
