@@ -16,8 +16,8 @@ from kvtier.backend import check_options
 from kvtier.errors import SettingsError
 from kvtier_mooncake.limits import THREADS_MAX
 
-PROTOCOLS: Final = tuple("tcp rdma efa cxi cxl ub ubshmem ascend sunrise_link nvlink_intra".split())
-"""What the client of Mooncake 0.3.13 tells apart; builds of it have only some."""
+PROTOCOLS: Final = ("tcp", "rdma", "efa", "cxi", "cxl", "ub", "ubshmem", "ascend", "sunrise_link")
+"""What the client of Mooncake 0.3.13 has for host memory; builds of it have only some."""
 PEER_TO_PEER: Final = "P2PHANDSHAKE"
 
 _SEGMENT_BYTES_MIN: Final = 16 << 20
