@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
@@ -32,7 +32,7 @@ from kvtier_mooncake.listing import list_keys
 from kvtier_mooncake.reading import ExtentReader
 from kvtier_mooncake.settings import MooncakeSettings, parse_address, parse_settings
 from kvtier_mooncake.stating import find_objects
-from kvtier_mooncake.workers import Gate
+from kvtier_mooncake.workers import Gate, Workers
 from kvtier_mooncake.writing import cut_parts, put_part
 
 T = TypeVar("T")
@@ -107,8 +107,8 @@ class MooncakeBackend(Backend):
         check_extents(batch, out, self._page_bytes, self.capability)
         gate = Gate()
         reader = ExtentReader(self._link.store, self._names, batch, out, gate)
-        submit = self._link.workers.submit
-        calls = [submit(partial(reader.read, share)) for share in _shares(batch, self._slot_pages)]
+        shares = _shares(batch, self._slot_pages)
+        calls = self._begin(self._link.workers, [partial(reader.read, one) for one in shares], gate)
         statuses = await self._ended(calls, gate)
         return np.concatenate([empty_status(0), *statuses])
 
@@ -145,7 +145,13 @@ class MooncakeBackend(Backend):
         if self._admin is None:
             raise BackendError("to list a Mooncake Store, give the option 'admin'")
         host, port = self._admin
-        listed = await asyncio.to_thread(list_keys, host, port, self._names, self._timeout_s)
+        listing = asyncio.to_thread(list_keys, host, port, self._names, self._timeout_s)
+        try:
+            listed = await asyncio.wait_for(listing, self._timeout_s)
+        except TimeoutError as error:
+            raise BackendError(
+                f"the admin server at {host}:{port} did not list its keys within {self._timeout_s} s"
+            ) from error
         for key in listed:
             self._check_open()
             yield key
@@ -159,12 +165,10 @@ class MooncakeBackend(Backend):
         """Put all chunks; whether all those of each object were. What is no use is discarded."""
         link, gate = self._link, Gate()
         parts = list(cut_parts(objects, self._slot_pages))
-        calls = [
-            link.workers.submit(partial(put_part, link, part, payload, gate)) for part in parts
-        ]
+        puts = [partial(put_part, link, part, payload, gate) for part in parts]
         whole = [False] * len(objects)
         try:
-            answers = await self._ended(calls, gate)
+            answers = await self._ended(self._begin(link.workers, puts, gate), gate)
             whole = [True] * len(objects)
             for part, codes in zip(parts, answers, strict=True):
                 for item, code in zip(part.objects, codes, strict=True):
@@ -188,6 +192,20 @@ class MooncakeBackend(Backend):
     def _discard(self, objects: Sequence[NamedHead]) -> None:
         for name, head in objects:
             self._link.publisher.discard(chunk_names(name, head))
+
+    def _begin(
+        self, workers: Workers, calls: Sequence[Callable[[U8], T]], gate: Gate
+    ) -> list[Future[T]]:
+        """Submit calls that use memory of the caller through ``gate``: all of them, or none."""
+        begun: list[Future[T]] = []
+        try:
+            begun.extend(workers.submit(call) for call in calls)
+        except ClosedError:
+            gate.shut()
+            for one in begun:
+                one.cancel()
+            raise
+        return begun
 
     async def _ended(self, calls: Sequence[Future[T]], gate: Gate) -> list[T]:
         """What calls return, once all have; however this ends, none passes ``gate`` any more."""

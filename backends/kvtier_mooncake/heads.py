@@ -14,8 +14,8 @@ from kvtier_mooncake.limits import VALUES_AT_ONCE
 Found: TypeAlias = Head | int
 """A head, or the code of what Mooncake answered instead."""
 
-_PAUSES_S: Final = (0.0, 0.001, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256)
-"""Before each further look at a head that is being written, which takes about a millisecond."""
+PAUSES_S: Final = (0.0, 0.001, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256)
+"""Before each further try at a head that is being written, which takes about a millisecond."""
 
 _UNSETTLED: Final = frozenset({NOT_READY, LEASE_EXPIRED})
 
@@ -39,7 +39,7 @@ def find_heads(store: Any, names: Sequence[str], slot: U8) -> list[Found]:
 
 def _settle(store: Any, names: Sequence[str], slot: U8) -> list[Found]:
     found = _read(store, names, slot)
-    for pause_s in _PAUSES_S:
+    for pause_s in PAUSES_S:
         again = [item for item, one in enumerate(found) if one in _UNSETTLED]
         if not again:
             return found

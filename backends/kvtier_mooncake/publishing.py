@@ -15,12 +15,10 @@ import numpy as np
 
 from kvtier.pages import U8
 from kvtier_mooncake.codes import BUSY, HAS_LEASE, NO_MASTER, NOT_READY
-from kvtier_mooncake.heads import Found, find_heads
+from kvtier_mooncake.heads import PAUSES_S, Found, find_heads
 from kvtier_mooncake.layout import HEAD_BYTES, Head, NamedHead, chunk_names, pack_head
 from kvtier_mooncake.limits import NAMES_AT_ONCE, VALUES_AT_ONCE
 
-_TRIES: Final = 12
-_PAUSE_S: Final = 0.002
 _LEFT_OVER_MAX: Final = 1 << 16
 _SWEEP_PAUSE_S: Final = 1.0
 _KEPT: Final = frozenset({HAS_LEASE, NOT_READY}) | NO_MASTER
@@ -111,11 +109,11 @@ class Publisher:
 def _repeated(call: Callable[[Sequence[int]], list[int]], count: int) -> list[int]:
     """The codes of ``count`` items, called again for those that another client keeps busy."""
     codes = call(range(count)) if count else []
-    for _ in range(_TRIES):
+    for pause_s in PAUSES_S:
         again = [item for item, code in enumerate(codes) if code in BUSY]
         if not again:
             break
-        time.sleep(_PAUSE_S)
+        time.sleep(pause_s)
         for item, code in zip(again, call(again), strict=True):
             codes[item] = code
     return codes

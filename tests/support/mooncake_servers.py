@@ -53,7 +53,6 @@ class Master:
             "--metrics_host=127.0.0.1",
             f"--metrics_port={self.admin_port}",
             f"--default_kv_lease_ttl={int(LEASE_S * 1000)}",
-            "--client_ttl=2",
             *flags,
         )
         self._wait_until(lambda: _listens(self.port) and _listens(self.admin_port))
