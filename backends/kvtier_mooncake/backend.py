@@ -150,7 +150,7 @@ class MooncakeBackend(Backend):
             listed = await asyncio.wait_for(listing, self._timeout_s)
         except TimeoutError as error:
             raise BackendError(
-                f"the admin server at {host}:{port} did not list its keys within {self._timeout_s} s"
+                f"the admin server at {host}:{port} gave no list of keys in {self._timeout_s} s"
             ) from error
         for key in listed:
             self._check_open()
