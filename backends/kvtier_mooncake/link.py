@@ -11,7 +11,7 @@ import numpy as np
 from kvtier.errors import BackendError
 from kvtier.pages import U8
 from kvtier_mooncake.codes import NO_MASTER
-from kvtier_mooncake.probing import probe, setup_arguments
+from kvtier_mooncake.probing import INSTALL, probe, setup_arguments
 from kvtier_mooncake.publishing import Publisher
 from kvtier_mooncake.settings import MooncakeSettings
 from kvtier_mooncake.workers import Workers
@@ -89,9 +89,7 @@ def _set_up(settings: MooncakeSettings) -> tuple[Any, Any, U8]:
     try:
         from mooncake.store import MooncakeDistributedStore, ReplicateConfig  # noqa: PLC0415 - heavy
     except ImportError as error:
-        raise BackendError(
-            f"Mooncake's client cannot be imported: {error}: pip install 'kvtier[mooncake]'"
-        ) from error
+        raise BackendError(f"Mooncake's client cannot be loaded ({error}): {INSTALL}") from error
     store = MooncakeDistributedStore()
     code = store.setup(*setup_arguments(settings))
     if code != 0:

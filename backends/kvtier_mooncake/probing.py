@@ -26,6 +26,11 @@ os._exit(0)
 """It leaves without closing, which would take as long again: it lends no memory, so that the master
 has nothing to forget but its name."""
 
+INSTALL: Final = (
+    "pip install 'kvtier[mooncake]', and libibverbs, libnuma and libcurl if they are missing"
+)
+"""What to do where the client is not there: its wheel lacks three libraries of the system."""
+
 _LOCAL_BUFFER_BYTES: Final = 16 << 20
 """What the library needs of its own, beside the memory that is registered with it."""
 
@@ -89,8 +94,9 @@ def _try_setup(settings: MooncakeSettings) -> None:
             f"{settings.connect_timeout_s} s: is that its master, and protocol and metadata "
             "what it runs with?"
         ) from error
-    if "ModuleNotFoundError" in done.stderr:
-        raise BackendError("Mooncake's client is not installed: pip install 'kvtier[mooncake]'")
+    last_line = done.stderr.strip().rpartition("\n")[2]
+    if last_line.startswith(("ImportError", "ModuleNotFoundError")):
+        raise BackendError(f"Mooncake's client cannot be loaded ({last_line}): {INSTALL}")
     code = done.stdout.split()[:1]
     if code != ["0"]:
         raise BackendError(

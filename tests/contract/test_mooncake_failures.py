@@ -122,6 +122,19 @@ async def test_a_server_that_is_no_master_is_given_up_in_time() -> None:
                 await MooncakeBackend.open(options, PAGE_BYTES)
 
 
+async def test_a_client_that_cannot_be_loaded_is_told_with_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mooncake").mkdir()
+    (tmp_path / "mooncake" / "__init__.py").touch()
+    (tmp_path / "mooncake" / "store.py").write_text("raise ImportError('libibverbs.so.1: none')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        options = {"master": f"127.0.0.1:{silent.getsockname()[1]}"}
+        with pytest.raises(BackendError, match=r"ibverbs.so.1: none\): pip install 'kvtier"):
+            await MooncakeBackend.open(options, PAGE_BYTES)
+
+
 async def test_an_admin_server_that_is_none_is_told_when_keys_are_listed(steady: Master) -> None:
     backend = await share(steady, admin=f"127.0.0.1:{free_port()}")
     with pytest.raises(BackendError, match="'admin'"):
