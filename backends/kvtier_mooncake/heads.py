@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
 from kvtier.pages import U8
-from kvtier_mooncake.codes import LEASE_EXPIRED, NOT_FOUND, NOT_READY
+from kvtier_mooncake.codes import LEASE_EXPIRED, NO_MASTER, NOT_FOUND, NOT_READY
 from kvtier_mooncake.layout import HEAD_BYTES, Head, unpack_head
 from kvtier_mooncake.limits import VALUES_AT_ONCE
 
@@ -31,10 +31,15 @@ def find_heads(store: Any, names: Sequence[str], slot: U8) -> list[Found]:
     # Of a name that comes twice in a call, Mooncake fills one buffer, and says that it filled both.
     distinct = list(dict.fromkeys(names))
     found: dict[str, Found] = {}
+    lost: frozenset[int] = frozenset()
     for first in range(0, len(distinct), VALUES_AT_ONCE):
         some = distinct[first : first + VALUES_AT_ONCE]
-        found.update(zip(some, _settle(store, some, slot), strict=True))
-    return [found[name] for name in names]
+        answers = _settle(store, some, slot)
+        found.update(zip(some, answers, strict=True))
+        lost = NO_MASTER.intersection(answers)
+        if lost:  # each further call would take seconds
+            break
+    return [found.get(name, min(lost, default=NOT_FOUND)) for name in names]
 
 
 def _settle(store: Any, names: Sequence[str], slot: U8) -> list[Found]:

@@ -97,7 +97,7 @@ def _try_setup(settings: MooncakeSettings) -> None:
     last_line = done.stderr.strip().rpartition("\n")[2]
     if last_line.startswith(("ImportError", "ModuleNotFoundError")):
         raise BackendError(f"Mooncake's client cannot be loaded ({last_line}): {INSTALL}")
-    code = done.stdout.split()[:1]
+    code = done.stdout.split()[-1:]
     if code != ["0"]:
         raise BackendError(
             f"the client of the Mooncake at {settings.master} cannot be set up "

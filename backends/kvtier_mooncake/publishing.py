@@ -49,7 +49,7 @@ class Publisher:
         def put(items: Sequence[int]) -> list[int]:
             return self._put([objects[item] for item in items], slot)
 
-        codes = _repeated(put, len(objects))
+        codes = _repeated(put, before)
         for (name, head), old, code in zip(objects, before, codes, strict=True):
             self._leave(name, head if code else old)
         self.sweep()
@@ -61,10 +61,11 @@ class Publisher:
 
         def remove(items: Sequence[int]) -> list[int]:
             # By force, though somebody may be reading it: a head is known by its checksum.
-            result: list[int] = self._store.batch_remove([names[item] for item in items], True)
+            some = [names[item] for item in items]
+            result: list[int] = self._store.batch_remove(some, True) if some else []
             return result
 
-        codes = _repeated(remove, len(names))
+        codes = _repeated(remove, before)
         for name, old, code in zip(names, before, codes, strict=True):
             if code == 0:
                 self._leave(name, old)
@@ -106,9 +107,17 @@ class Publisher:
         return codes
 
 
-def _repeated(call: Callable[[Sequence[int]], list[int]], count: int) -> list[int]:
-    """The codes of ``count`` items, called again for those that another client keeps busy."""
-    codes = call(range(count)) if count else []
+def _repeated(call: Callable[[Sequence[int]], list[int]], before: Sequence[Found]) -> list[int]:
+    """The codes of all items, called again for those that another client keeps busy.
+
+    Args:
+        call: gives the codes of some items.
+        before: what was found of each; where that was no master, none is called.
+    """
+    lost = NO_MASTER.intersection(before)
+    if lost:
+        return [min(lost)] * len(before)
+    codes = call(range(len(before)))
     for pause_s in PAUSES_S:
         again = [item for item, code in enumerate(codes) if code in BUSY]
         if not again:

@@ -40,8 +40,9 @@ def find_objects(store: Any, names: Sequence[str], slot: U8) -> list[Head | None
 def _presence(store: Any, chunks: Sequence[str]) -> list[int]:
     codes: list[int] = []
     for first in range(0, len(chunks), NAMES_AT_ONCE):
-        codes += store.batch_is_exist(chunks[first : first + NAMES_AT_ONCE])
-    _check_master(codes)
+        some = store.batch_is_exist(chunks[first : first + NAMES_AT_ONCE])
+        _check_master(some)
+        codes += some
     return codes
 
 
