@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 from kvtier_s3 import S3Backend
 from kvtier_s3.names import name_of
-from s3_server import S3Server, request, s3_server
+from s3_server import S3Server, s3_server
 
 from kvtier.backend import Backend
 from kvtier.pages import U8
@@ -50,13 +50,11 @@ class TestS3Backend(BackendContract):
         return f"{self.bucket}/some/where/objects/{name_of(key)}"
 
     async def raw_get(self, backend: Backend, key: bytes) -> U8 | None:
-        data = await asyncio.to_thread(request, self.server.url, self.path_of(key))
+        data = await asyncio.to_thread(self.server.request, "GET", self.path_of(key))
         return None if data is None else np.frombuffer(data, np.uint8).reshape(-1, self.page_bytes)
 
     async def raw_set(self, backend: Backend, key: bytes, pages: U8) -> None:
-        await asyncio.to_thread(
-            request, self.server.url, self.path_of(key), pages.tobytes(), "PUT"
-        )
+        await asyncio.to_thread(self.server.request, "PUT", self.path_of(key), pages.tobytes())
 
     async def reopen(self, backend: Backend) -> Backend:
         return await self.open_store()
