@@ -139,8 +139,7 @@ class S3Backend(Backend):
                         yield key
         except StoreError as error:
             raise BackendError(
-                f"origin {self._options.place}: "
-                f"{reason(error, 'list the bucket (s3:ListBucket)')}"
+                f"origin {self._options.place}: {reason(error, 'list the bucket (s3:ListBucket)')}"
             ) from error
 
     async def close(self) -> None:

@@ -47,12 +47,14 @@ _BY_TEXT: Final = (
     ("redirect", "the bucket is elsewhere: correct 'region' or 'endpoint'"),
     ("kind: Timeout", "no answer in time: is that the address of an S3 store?"),
     ("TimedOut", "no answer in time: is that the address of an S3 store?"),
-    (
-        "credential",
-        "no credentials were found: give 'access_key_id' and 'secret_access_key', "
-        "or 'anonymous = true'",
-    ),
 )
+_METADATA: Final = ("/latest/api/token", "/latest/meta-data/")
+"""Where an instance of a cloud gets its credentials, which is asked when there are none."""
+
+_NO_CREDENTIALS: Final = (
+    "there are no credentials: give 'access_key_id' and 'secret_access_key', or 'anonymous'"
+)
+_URL: Final = re.compile(r"https?://\S+")
 
 
 def status_of(error: Exception) -> int | None:
@@ -74,6 +76,8 @@ def reason(error: Exception, right: str) -> str:
         right: what was tried, as the rights that it takes are called.
     """
     text = str(error)
+    if any(path in text for path in _METADATA):
+        return _NO_CREDENTIALS
     status, code = status_of(error), _CODE.search(text)
     if code and code[1] in _BY_CODE:
         return _BY_CODE[code[1]]
@@ -84,4 +88,5 @@ def reason(error: Exception, right: str) -> str:
     for sign, meaning in _BY_TEXT:
         if sign in text:
             return meaning
-    return f"{right} failed: {type(error).__name__}: {text.splitlines()[0]}"
+    # A URL may be signed.
+    return f"{right} failed: {_URL.sub('(a URL)', text.splitlines()[0])}"

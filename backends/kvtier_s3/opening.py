@@ -99,7 +99,7 @@ def _check_marker(text: bytes, options: S3Options, page_bytes: int) -> None:
         kind, version, held = found["format"], found["version"], found["page_bytes"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SettingsError(
-            f"{name} is no description of a store: give an empty 'prefix'"
+            f"{name} is no description of a store: take another 'prefix'"
         ) from error
     if (kind, version) != (_FORMAT, _FORMAT_VERSION):
         raise SettingsError(

@@ -126,9 +126,7 @@ def _make_store(options: Mapping[str, Any], place: str) -> S3Store:
         },
     }
     try:
-        return S3Store(
-            options["bucket"], client_options=client, retry_config=retry, **config
-        )
+        return S3Store(options["bucket"], client_options=client, retry_config=retry, **config)
     except (*StoreError, ValueError) as error:
         raise SettingsError(
             f"the options of backend 's3' for {place} make no client: {str(error).splitlines()[0]}"

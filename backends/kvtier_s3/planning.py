@@ -1,4 +1,4 @@
-"""Turns a batch of extents into ranged requests: merged where they meet, cut where they are long."""
+"""Turns extents into ranged requests: merged where they meet, cut where they are long."""
 
 from __future__ import annotations
 

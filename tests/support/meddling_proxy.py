@@ -1,4 +1,4 @@
-"""An HTTP proxy on loopback that meddles: it forwards requests to a server, unless told otherwise."""
+"""An HTTP proxy on loopback that meddles: it forwards requests, unless told otherwise."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Request:
 
 Forward = Callable[[], Awaitable[bytes]]
 Meddle = Callable[[Request, Forward], Awaitable[bytes]]
-"""Gets a request, and what asks the server; returns what the client gets before it is hung up on."""
+"""Gets a request, and what asks the server; returns what the client gets before the end."""
 
 
 def answer(status: str, body: bytes = b"") -> bytes:

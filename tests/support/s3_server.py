@@ -120,7 +120,8 @@ def _serve(*, checks_rights: bool) -> None:
     app = create_backend_app("s3")
     server = waitress.create_server(app, host="127.0.0.1", port=0, connection_limit=1000)
     threading.Thread(target=server.run, daemon=True).start()
-    print(json.dumps({"port": server.effective_port, "users": users}), flush=True)
+    sys.stdout.write(json.dumps({"port": server.effective_port, "users": users}) + "\n")
+    sys.stdout.flush()
     sys.stdin.buffer.read()  # ends with whoever started this
 
 

@@ -36,15 +36,27 @@ class TestNames:
 
     def test_no_name_is_a_folder_of_another(self) -> None:
         names = {name_of(b"a" * length) for length in range(1, LONGEST + 1)}
-        folders = {
-            name[:index] for name in names for index, byte in enumerate(name) if byte == "/"
-        }
+        folders = {name[:index] for name in names for index, byte in enumerate(name) if byte == "/"}
         assert folders
         assert not folders & names
 
     @pytest.mark.parametrize(
         "name",
-        ["", "a b", "a/b", "=6", "=61", "=2f", "a.b", "==", "==YQ", "==!", "a=", "ä", "==" + "A" * 500],
+        [
+            "",
+            "a b",
+            "a/b",
+            "=6",
+            "=61",
+            "=2f",
+            "a.b",
+            "==",
+            "==YQ",
+            "==!",
+            "a=",
+            "ä",
+            "==" + "A" * 500,
+        ],
     )
     def test_a_foreign_name_is_no_key(self, name: str) -> None:
         assert key_of(name) is None
