@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,7 +25,7 @@ from kvtier.errors import BackendError
 from kvtier.pages import OBJECT_PAGES_MAX, U8, PageStatus, check_page_bytes
 from kvtier_s3.faults import StoreError, reason
 from kvtier_s3.names import key_bytes_max, key_of
-from kvtier_s3.objects import OBJECT_BYTES_MAX, S3Objects
+from kvtier_s3.objects import OBJECT_BYTES_MAX, PART_BYTES, S3Objects
 from kvtier_s3.opening import OBJECTS, check_store
 from kvtier_s3.options import S3Options, parse_options
 from kvtier_s3.planning import plan_requests
@@ -62,6 +63,7 @@ class S3Backend(Backend):
         self._page_bytes = page_bytes
         self._objects = S3Objects(store, folder, options.place, page_bytes)
         self._requests = Requests(options.requests)
+        self._uploading = asyncio.Lock()
 
     @classmethod
     async def open(cls, options: Mapping[str, Any], page_bytes: int) -> S3Backend:
@@ -80,7 +82,7 @@ class S3Backend(Backend):
             if found is not None:
                 stats.pages[item], stats.versions[item] = found
 
-        await self._requests.for_each(len(keys), find)
+        await self._requests.for_each(range(len(keys)), find)
         return stats
 
     async def read(self, batch: ExtentBatch, out: U8) -> U8:
@@ -91,7 +93,7 @@ class S3Backend(Backend):
         request_pages_max = max(1, _REQUEST_BYTES_MAX // self._page_bytes)
         plan = plan_requests(batch, self._options.merge_gap_pages, request_pages_max)
         reader = Reader(self._objects, batch, plan, out)
-        await self._requests.for_each(len(plan), reader.perform)
+        await self._requests.for_each(range(len(plan)), reader.perform)
         return reader.status
 
     async def put(self, batch: ObjectBatch) -> PutResult:
@@ -109,7 +111,13 @@ class S3Backend(Backend):
             else:
                 result.versions[item] = version
 
-        await self._requests.for_each(len(batch), publish)
+        is_large = batch.page_counts.astype(np.int64) * self._page_bytes > PART_BYTES
+        small, large = np.flatnonzero(~is_large).tolist(), np.flatnonzero(is_large).tolist()
+        await self._requests.for_each(small, publish)
+        # One at a time: an upload in parts is several requests, and holds as many parts in memory.
+        for item in large:
+            async with self._uploading:
+                await self._requests.for_each([item], publish)
         return result
 
     async def delete(self, keys: Sequence[bytes]) -> U8:
@@ -120,11 +128,10 @@ class S3Backend(Backend):
         # Of a key named twice, only the first finds it there.
         first = list({key: item for item, key in reversed(list(enumerate(keys)))}.values())
 
-        async def remove(number: int) -> None:
-            item = first[number]
+        async def remove(item: int) -> None:
             status[item] = await self._objects.remove(keys[item])
 
-        await self._requests.for_each(len(first), remove)
+        await self._requests.for_each(first, remove)
         return status
 
     async def keys(self) -> AsyncIterator[bytes]:

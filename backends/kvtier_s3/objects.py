@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 OBJECT_BYTES_MAX: Final = 5 << 40
 """Largest object that every S3 store takes."""
 
-_PART_BYTES: Final = 8 << 20
+PART_BYTES: Final = 8 << 20
 """Objects beyond it go as multipart uploads, in parts of this size, or larger ones."""
 
 _PARTS_MAX: Final = 10_000
@@ -99,7 +99,7 @@ class S3Objects:
     async def publish(self, key: bytes, pages: U8) -> int | None:
         """Put an object whole; returns its version, None where it failed."""
         version = secrets.randbits(64) or 1  # 0 stands for no object
-        part_bytes = max(_PART_BYTES, -(-pages.nbytes // _PARTS_MAX))
+        part_bytes = max(PART_BYTES, -(-pages.nbytes // _PARTS_MAX))
         is_large = pages.nbytes > part_bytes
         try:
             await obstore.put_async(

@@ -44,6 +44,8 @@ _RANGES: Final = {
     "merge_gap_pages": (0, 1 << 20),
     "retries": (0, 100),
 }
+_BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_REGION: Final = re.compile(r"[A-Za-z0-9-]+")
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9_=-][A-Za-z0-9_.=-]*")
 _PREFIX_BYTES_MAX: Final = 512
 
@@ -82,8 +84,10 @@ def parse_options(options: Mapping[str, Any]) -> tuple[S3Options, S3Store]:
     _check_credentials(options)
     prefix = _prefix(options.get("prefix", ""))
     bucket, endpoint = options["bucket"], options.get("endpoint")
-    if not bucket or "/" in bucket:
+    if not _BUCKET.fullmatch(bucket):
         raise _wrong("bucket", bucket, "it must be the name of a bucket")
+    if not _REGION.fullmatch(options.get("region", "auto")):
+        raise _wrong("region", options["region"], "it must be the name of a region")
     place = f"s3://{bucket}/{prefix}" + (f" at {endpoint}" if endpoint else "")
     parsed = S3Options(
         place=place,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from kvtier.errors import ClosedError
 
@@ -21,8 +21,10 @@ class Requests:
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
 
-    async def for_each(self, count: int, perform: Callable[[int], Awaitable[None]]) -> None:
-        """Have ``perform`` awaited for 0 to ``count - 1``.
+    async def for_each(
+        self, items: Collection[int], perform: Callable[[int], Awaitable[None]]
+    ) -> None:
+        """Have ``perform`` awaited for all ``items``.
 
         However this ends, none of them runs any more. The first exception ends the others.
 
@@ -30,16 +32,16 @@ class Requests:
             ClosedError: ``close`` was called before or meanwhile.
         """
         self.check_open()
-        items = iter(range(count))
+        left = iter(items)
 
         async def work() -> None:
-            for item in items:
+            for item in left:
                 async with self._gate:
                     await perform(item)
 
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(count, self._in_flight)):
+                for _ in range(min(len(items), self._in_flight)):
                     task = group.create_task(work())
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)

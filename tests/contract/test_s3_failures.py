@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import ssl
@@ -103,6 +104,8 @@ class TestOptions:
             ({"bucket": None}, "needs the option 'bucket'"),
             ({"bucket": ""}, "'bucket'"),
             ({"bucket": "a/b"}, "'bucket'"),
+            ({"bucket": "a?b"}, "'bucket'"),
+            ({"region": "eu west"}, "'region'"),
             ({"buckets": "b"}, "did you mean 'bucket'"),
             ({"endpoint": "127.0.0.1:9000"}, "https://HOST"),
             ({"endpoint": "ftp://h"}, "https://HOST"),
@@ -238,6 +241,22 @@ class TestOpening:
         )
         assert await list_keys(backend) == []
         await backend.close()
+
+    async def test_anonymous_requests_are_not_signed(self, proxy: Proxy, bucket: str) -> None:
+        for options in ({}, {"access_key_id": None, "secret_access_key": None, "anonymous": True}):
+            proxy.requests.clear()
+            with contextlib.suppress(BackendError):  # the server may not serve a stranger
+                await (await open_s3(proxy.url, bucket, **options)).close()
+            signed = [b"authorization:" in one.raw.lower() for one in proxy.requests]
+            assert signed
+            assert set(signed) == {not options}
+
+    async def test_a_bucket_may_be_part_of_the_host(self, proxy: Proxy, bucket: str) -> None:
+        for virtual_hosted in (True, False):
+            proxy.requests.clear()
+            with contextlib.suppress(BackendError):  # the server does not know that host
+                await (await open_s3(proxy.url, bucket, virtual_hosted=virtual_hosted)).close()
+            assert (bucket in proxy.requests[0].target) is not virtual_hosted
 
 
 class TestRights:
@@ -575,6 +594,14 @@ class TestLargeObjects:
         assert (await backend.read(batch, out)).tolist() == [OK]
         assert proxy.count("GET", "large") == 3
         np.testing.assert_array_equal(out, self.PAGES)
+        await backend.close()
+
+    async def test_large_objects_go_one_after_the_other(self, proxy: Proxy, bucket: str) -> None:
+        backend = await self.open_large(proxy, bucket)
+        objects = dict.fromkeys((b"a", b"b"), self.PAGES[:3])
+        await put_objects(backend, {**objects, b"small": self.PAGES[:1]}, 4 << 20)
+        parts = [one.target for one in proxy.requests if "partNumber=" in one.target]
+        assert ["objects/a" in target for target in parts] == [True, True, False, False]
         await backend.close()
 
     async def test_an_upload_with_a_failing_part_leaves_nothing_to_see(
