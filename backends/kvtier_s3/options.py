@@ -19,7 +19,7 @@ from kvtier_s3.faults import StoreError
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
 
-_OPTIONS: Final = {
+OPTIONS: Final = {
     "bucket": str,
     "prefix": str,
     "endpoint": str,
@@ -39,6 +39,8 @@ _OPTIONS: Final = {
     "retries": int,
     "retry_timeout_s": float,
 }
+"""Every option and its type; what they mean: docs/backends.md."""
+
 _RANGES: Final = {
     "requests": (1, 1024),
     "merge_gap_pages": (0, 1 << 20),
@@ -76,7 +78,7 @@ def parse_options(options: Mapping[str, Any]) -> tuple[S3Options, S3Store]:
     Raises:
         SettingsError: an option is unknown, missing, of a wrong type or out of its range.
     """
-    check_options(options, _OPTIONS, "s3", required=("bucket",))
+    check_options(options, OPTIONS, "s3", required=("bucket",))
     for name, (low, high) in _RANGES.items():
         if not low <= options.get(name, low) <= high:
             raise _wrong(name, options[name], f"{low} to {high} are possible")

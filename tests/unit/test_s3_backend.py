@@ -1,19 +1,35 @@
-"""Names and plans of the s3 backend, which need no store."""
+"""What of the s3 backend needs no store: names, plans, its documentation."""
 
 from __future__ import annotations
+
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kvtier_s3.names import NAME_BYTES_MAX, key_bytes_max, key_of, name_of
+from kvtier_s3.options import OPTIONS
 from kvtier_s3.planning import plan_requests
 
 from kvtier.backend import ExtentBatch
+from kvtier.registry import available
 from kvtier.testing.contract.naming import AWKWARD_KEYS
 
 FOLDER = "team/cache/objects/"
 LONGEST = key_bytes_max(FOLDER)
+
+
+def test_it_is_found_by_its_name() -> None:
+    assert available()["s3"] == "kvtier_s3:S3Backend"
+
+
+def test_every_option_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs/backends.md").read_text()
+    section = page.partition("\n## `s3`\n")[2].partition("\n## ")[0]
+    rows = "".join(line.partition(" | ")[0] for line in section.splitlines() if line[:1] == "|")
+    assert set(re.findall(r"`(\w+)`", rows)) == set(OPTIONS)
 
 
 class TestNames:
