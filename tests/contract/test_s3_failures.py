@@ -17,7 +17,7 @@ import pytest_asyncio
 import trustme
 from kvtier_s3 import S3Backend
 from kvtier_s3.names import name_of
-from meddling_proxy import Forward, Proxy, Request, answer, meddling_proxy
+from meddling_proxy import Forward, Proxy, Request, answer, leave_alone, meddling_proxy
 from s3_server import BUCKET, S3Server, s3_server
 
 from kvtier.errors import BackendError, ClosedError, SettingsError
@@ -422,6 +422,29 @@ class TestLosing:
         batch = make_extents(versions, [(b"a", 0, 4, 0)])
         assert (await store.read(batch, rows(4))).tolist() == [FAILED]
 
+    @pytest.mark.parametrize("rewritten", [False, True])
+    async def test_the_rest_of_an_answer_that_broke_off_is_of_the_same_version_or_none(
+        self, proxy: Proxy, bucket: str, rewritten: bool
+    ) -> None:
+        backend = await open_s3(proxy.url, bucket, retries=2)
+        pages = pages_of(b"a", 512)
+        versions = await put_objects(backend, {b"a": pages}, PAGE_BYTES)
+
+        async def break_off_once(request: Request, forward: Forward) -> bytes:
+            proxy.meddle = leave_alone
+            begun = (await forward())[: 100 * PAGE_BYTES]
+            if rewritten:
+                await put_objects(backend, {b"a": pages_of(b"a", 512, 1)}, PAGE_BYTES)
+            return begun
+
+        proxy.meddle = break_off_once
+        out = rows(512)
+        status = await backend.read(make_extents(versions, [(b"a", 0, 512, 0)]), out)
+        assert status.tolist() == [FAILED if rewritten else OK]
+        if not rewritten:
+            np.testing.assert_array_equal(out, pages)
+        await backend.close()
+
     async def test_an_answer_of_another_range_fails(self, proxy: Proxy, store: S3Backend) -> None:
         versions = await put_objects(store, {b"a": pages_of(b"a")}, PAGE_BYTES)
 
@@ -496,15 +519,12 @@ class TestVersions:
         async def rewrite_before_the_second(request: Request, forward: Forward) -> bytes:
             if b"range: bytes=2048" in request.raw.lower():
                 await first_served.wait()
-                proxy.meddle = leave
+                proxy.meddle = leave_alone
                 await put_objects(store, {b"a": pages_of(b"a", 8, 1)}, PAGE_BYTES)
                 return await forward()
             served = await forward()
             first_served.set()
             return served
-
-        async def leave(request: Request, forward: Forward) -> bytes:
-            return await forward()
 
         proxy.meddle = rewrite_before_the_second
         out = rows(4)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kvtier_s3.names import NAME_BYTES_MAX, key_bytes_max, key_of, name_of
 from kvtier_s3.options import OPTIONS
@@ -33,10 +33,12 @@ def test_every_option_is_documented() -> None:
 
 
 class TestNames:
+    @settings(deadline=None)
     @given(st.one_of(st.sampled_from(AWKWARD_KEYS), st.binary(min_size=1, max_size=LONGEST)))
     def test_a_key_comes_back_from_its_name(self, key: bytes) -> None:
         assert key_of(name_of(key)) == key
 
+    @settings(deadline=None)
     @given(st.binary(min_size=1, max_size=LONGEST))
     def test_a_name_is_plain_and_fits(self, key: bytes) -> None:
         name = name_of(key)
@@ -111,6 +113,7 @@ class TestPlanning:
     def test_a_long_request_is_cut(self) -> None:
         assert requests_of([(0, 1, 7, 0)], longest=3) == [(0, 1, 4), (0, 4, 7), (0, 7, 8)]
 
+    @settings(deadline=None)
     @given(
         st.lists(
             st.tuples(
