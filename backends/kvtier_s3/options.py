@@ -17,7 +17,7 @@ from kvtier.errors import SettingsError
 from kvtier_s3.faults import StoreError
 
 if TYPE_CHECKING:
-    from obstore.store import ClientConfig, RetryConfig
+    from obstore.store import ClientConfig, RetryConfig, S3Credential
 
 OPTIONS: Final = {
     "bucket": str,
@@ -103,13 +103,17 @@ def parse_options(options: Mapping[str, Any]) -> tuple[S3Options, S3Store]:
 
 def _make_store(options: Mapping[str, Any], place: str) -> S3Store:
     # What is not given here, obstore takes from AWS_* variables of the environment.
-    config: dict[str, Any] = {
-        name: options[name]
-        for name in ("endpoint", "region", "access_key_id", "secret_access_key", "session_token")
-        if name in options
-    }
-    if options.get("anonymous", False):
-        config["skip_signature"] = True
+    config: dict[str, Any] = {}
+    if "endpoint" in options:
+        config["aws_endpoint_url_s3"] = options["endpoint"]  # goes before any in the environment
+    if "region" in options:
+        config["region"] = options["region"]
+    if "anonymous" in options or "access_key_id" in options:
+        config["skip_signature"] = options.get("anonymous", False)
+    if "access_key_id" in options:
+        # Whole, for as options they would be completed by a token of the environment.
+        credential = _credential(options)
+        config["credential_provider"] = lambda: credential
     if "virtual_hosted" in options:
         config["virtual_hosted_style_request"] = options["virtual_hosted"]
     # One DELETE per key: its answer is that key's, and every store knows it.
@@ -137,6 +141,15 @@ def _make_store(options: Mapping[str, Any], place: str) -> S3Store:
         raise SettingsError(
             f"the options of backend 's3' for {place} make no client: {str(error).splitlines()[0]}"
         ) from error
+
+
+def _credential(options: Mapping[str, Any]) -> S3Credential:
+    return {
+        "access_key_id": options["access_key_id"],
+        "secret_access_key": options["secret_access_key"],
+        "token": options.get("session_token"),
+        "expires_at": None,
+    }
 
 
 def _check_endpoint(options: Mapping[str, Any]) -> None:

@@ -242,6 +242,20 @@ class TestOpening:
         assert await list_keys(backend) == []
         await backend.close()
 
+    async def test_options_go_before_the_environment(
+        self, proxy: Proxy, bucket: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")
+        monkeypatch.setenv("AWS_SESSION_TOKEN", "of-other-credentials")
+        monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+        for token in (None, "own-token"):
+            proxy.requests.clear()
+            await (await open_s3(proxy.url, bucket, session_token=token)).close()
+            head = proxy.requests[0].raw.lower()
+            assert b"credential=id/" in head
+            assert b"of-other" not in head
+            assert (b"own-token" in head) is (token is not None)
+
     async def test_anonymous_requests_are_not_signed(self, proxy: Proxy, bucket: str) -> None:
         for options in ({}, {"access_key_id": None, "secret_access_key": None, "anonymous": True}):
             proxy.requests.clear()
