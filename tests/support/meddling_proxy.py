@@ -65,17 +65,19 @@ class Proxy:
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve the one request of a connection."""
-        with contextlib.suppress(ConnectionError, EOFError):
-            head = await reader.readuntil(b"\r\n\r\n")
-            request = await _read_request(head, reader)
-            self.requests.append(request)
-            self._under_way += 1
-            self.most_at_once = max(self.most_at_once, self._under_way)
-            try:
-                writer.write(await self.meddle(request, lambda: self._forward(request)))
-            finally:
-                self._under_way -= 1
-            await writer.drain()
+        head = await reader.readuntil(b"\r\n\r\n")
+        request = await _read_request(head, reader)
+        self.requests.append(request)
+        self._under_way += 1
+        self.most_at_once = max(self.most_at_once, self._under_way)
+        try:
+            answered = await self.meddle(request, lambda: self._forward(request))
+        finally:
+            self._under_way -= 1
+        if not writer.is_closing():
+            writer.write(answered)
+            writer.close()
+            await writer.wait_closed()
 
     async def _forward(self, request: Request) -> bytes:
         reader, writer = await asyncio.open_connection(self._host, self._port)
@@ -84,7 +86,7 @@ class Proxy:
             writer.write(line + b"\r\nConnection: close\r\n" + rest)
             return await reader.read()
         finally:
-            writer.close()
+            writer.transport.abort()
 
 
 async def _read_request(head: bytes, reader: asyncio.StreamReader) -> Request:
@@ -109,10 +111,8 @@ async def meddling_proxy(
         handlers.add(task)
         try:
             await proxy.handle(reader, writer)
-        except asyncio.CancelledError:
-            pass  # the test is over
-        finally:
-            writer.close()
+        except (ConnectionError, EOFError, asyncio.CancelledError):
+            writer.transport.abort()  # the client hung up, or the test is over
 
     server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=tls)
     scheme = "http" if tls is None else "https"
