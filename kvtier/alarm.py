@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import heapq
 import threading
-from typing import Final
+from typing import Final, Protocol
 
 from kvtier.clock import Clock
 from kvtier.errors import ClosedError
@@ -19,6 +19,16 @@ LEAD_NS: Final = 100_000
 """How long before the moment the thread wakes the loop: about what that takes."""
 
 _NS_PER_S: Final = 1e9
+
+
+class Wait(Protocol):
+    """What makes a call wait; :class:`Alarm` on the wall clock."""
+
+    async def until(self, t_ns: int) -> None: ...
+
+    def check(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Alarm:

@@ -31,6 +31,7 @@ class Capability:
         listable: ``keys`` works.
         persistent: objects outlive ``close``.
         shared: other processes see the same objects.
+        remote: calls go over a network, so they may fail or take long by no fault of the store.
         key_bytes_max: longest key; the shortest is one byte.
         object_pages_max: most pages of one object.
         extent_pages_max: most pages of one extent.
@@ -46,6 +47,7 @@ class Capability:
     object_pages_max: int = (1 << 32) - 1
     extent_pages_max: int = 1 << 20
     batch_extents_max: int = 1 << 16
+    remote: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,6 +129,14 @@ class Backend(ABC):
 
     capability: Capability
     """What this store can do; of the class where every instance can do the same."""
+
+    @property
+    def available(self) -> bool:
+        """Whether it makes sense to ask now; False where a call would be refused at once.
+
+        A cache asks before it makes room for what it would read. Most stores cannot know.
+        """
+        return True
 
     @classmethod
     @abstractmethod

@@ -47,6 +47,11 @@ class Catalogue:
         self._invalidate = invalidate
         self._changing: dict[bytes, asyncio.Future[None]] = {}
 
+    @property
+    def origin(self) -> ObjectStore | None:
+        """What is asked for unknown keys."""
+        return self._origin
+
     async def find(self, keys: Sequence[bytes]) -> list[ObjectEntry | None]:
         """The present entry of each key; the origin is asked for those unknown here.
 

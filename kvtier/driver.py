@@ -72,6 +72,7 @@ class AsyncDriver(ChainDriver):
         levels: what the chain's levels stand for.
         page_bytes: bytes of a page.
         clock: for latencies.
+        deadline_s: of reads that name none; None: they wait for every page.
     """
 
     def __init__(
@@ -80,12 +81,14 @@ class AsyncDriver(ChainDriver):
         levels: Levels,
         page_bytes: int,
         clock: Clock,
+        deadline_s: float | None = None,
     ) -> None:
         super().__init__(chain, [tier.index for tier in levels.tiers])
         self.measurements = measurements_by_purpose(len(levels))
         self._levels = levels
         self._page_bytes = page_bytes
         self._clock = clock
+        self._deadline_s = deadline_s
         self._jobs: dict[int, _Job] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._gate = asyncio.Lock()
@@ -122,7 +125,7 @@ class AsyncDriver(ChainDriver):
         """
         read: Read | None = None
         try:
-            async with asyncio.timeout(deadline_s):
+            async with asyncio.timeout(self._deadline_s if deadline_s is None else deadline_s):
                 read = await self._start(page_ids, out, purpose=purpose)
                 await self._finish(read)
         except TimeoutError:
@@ -250,7 +253,11 @@ class AsyncDriver(ChainDriver):
         if self.chain.room_pages < len(page_ids) or self._gate.locked():
             await self._find_room(page_ids)
         read, actions = self.chain.read(
-            page_ids, wants_bytes=out is not None, held=held, purpose=purpose
+            page_ids,
+            wants_bytes=out is not None,
+            held=held,
+            purpose=purpose,
+            origin_shut=not self._levels.origin_available,
         )
         job = self._jobs[read.epoch] = _Job(read, out, start_ns, parts)
         self._perform_safely(actions)

@@ -27,6 +27,10 @@ class BackendError(KvtierError, OSError):
     """A backend could not be opened, or could not do what was asked of it."""
 
 
+class UnavailableError(BackendError):
+    """A backend was not even asked, for it failed too often or has enough to do; try later."""
+
+
 class ProtocolError(KvtierError, ValueError):
     """A peer sent bytes that are no frame of the wire protocol."""
 

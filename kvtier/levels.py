@@ -47,6 +47,11 @@ class Levels:
     def __len__(self) -> int:
         return len(self.tiers) + (self._origin is not None)
 
+    @property
+    def origin_available(self) -> bool:
+        """Whether a page that no tier has would be asked for; without an origin there is none."""
+        return self._origin is None or self._origin.available
+
     def name(self, level: int) -> str:
         """For messages."""
         return "origin" if level == len(self.tiers) else self.tiers[level].name

@@ -55,13 +55,13 @@ async def open_cache(
             origin = await open_backend(named.backend, named.options, settings.page_bytes)
             stack.push_async_callback(origin.close)
         clock = clock or WallClock()
+        deadline_s = None
         if origin is not None and settings.origin is not None:
-            wrapper = wrapped(
+            outer = wrapped(
                 origin, settings.origin, settings.page_bytes, seed=settings.seed, clock=clock
             )
-            if wrapper is not None:
-                stack.push_async_callback(wrapper.release)
-                origin = wrapper
+            stack.push_async_callback(outer.release)
+            origin, deadline_s = outer.backend, outer.deadline_s
         if origin is None:
             chain = build_chain(settings, make=make_chain)
         else:
@@ -90,7 +90,7 @@ async def open_cache(
             buffers=chain.buffer_count,
             buffer_pages=settings.chain.device_batch_pages,
         )
-        driver = AsyncDriver(chain, levels, settings.page_bytes, clock)
+        driver = AsyncDriver(chain, levels, settings.page_bytes, clock, deadline_s)
         cache = TieredCache(driver, directory, origin, settings)
         stack.push_async_callback(driver.close)
         yield cache

@@ -32,6 +32,11 @@ class Origin:
         self._directory = directory
         self._forget = forget
 
+    @property
+    def available(self) -> bool:
+        """Whether the backend would be asked at all."""
+        return self._backend.available
+
     async def read(self, extents: Extents, page_rows: I64, out: U8) -> tuple[U8, Extents]:
         """Read extents into rows of ``out``.
 

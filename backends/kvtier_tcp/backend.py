@@ -220,6 +220,7 @@ def _capability(there: Capability, frame_pages: int) -> Capability:
     return replace(
         there,
         shared=True,
+        remote=True,
         key_bytes_max=min(there.key_bytes_max, KEY_BYTES_MAX),
         extent_pages_max=min(there.extent_pages_max, frame_pages),
     )

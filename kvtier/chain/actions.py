@@ -15,6 +15,10 @@ class Lookup:
     """Look pages up in a tier's index; answer with ``Chain.looked_up``.
 
     Lookups are performed in the order in which they were asked for.
+
+    Attributes:
+        admit: bool[n], the pages that may take a slot if they are missed; None: all.
+        only_resident: of these, only those that a level below has: no others will come.
     """
 
     level: int
@@ -23,6 +27,7 @@ class Lookup:
     epoch: int
     oldest_epoch: int
     admit: Bool | None
+    only_resident: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -65,7 +65,10 @@ class ChainDriver(ABC):
             match queue.popleft():
                 case Lookup() as action:
                     result = self.indexes[action.level].lookup(
-                        action.page_ids, action.epoch, action.oldest_epoch, admit=action.admit
+                        action.page_ids,
+                        action.epoch,
+                        action.oldest_epoch,
+                        admit=self._admitted(action),
                     )
                     queue.extend(self.chain.looked_up(action, result))
                 case Copy() as action:
@@ -87,12 +90,18 @@ class ChainDriver(ABC):
         """Forget pages (u64[n]) in every tier."""
         self.perform(self.chain.invalidate(page_ids))
 
-    def resident(self, page_ids: U64) -> Bool:
-        """Which pages (u64[n]) some tier has; touches nothing."""
+    def resident(self, page_ids: U64, first_level: int = 0) -> Bool:
+        """Which pages (u64[n]) some tier has, from a level on; touches nothing."""
         found = np.zeros(len(page_ids), np.bool_)
-        for index in self.indexes:
+        for index in self.indexes[first_level:]:
             found |= index.peek(page_ids) >= 0
         return found
+
+    def _admitted(self, action: Lookup) -> Bool | None:
+        if not action.only_resident:
+            return action.admit
+        found = self.resident(action.page_ids, action.level + 1)
+        return found if action.admit is None else found & action.admit
 
     @abstractmethod
     def copy(self, action: Copy) -> Iterable[Action]:

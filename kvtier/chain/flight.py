@@ -32,6 +32,7 @@ class Read:
         status: u8[n], a ``PageStatus`` per row, ``UNRESOLVED`` until known.
         wants_bytes: False for a prefetch, which is done when the tiers are filled.
         held: the epoch stays unreleased after completion, until ``Chain.release``.
+        origin_shut: the origin is not asked; what no tier has is FAILED, and takes no slot.
         detached: nobody waits any more; its bytes are not copied.
         unresolved: rows without a status.
         lookups, hits: per level, for the counters.
@@ -47,6 +48,7 @@ class Read:
     unresolved: int
     lookups: list[int]
     hits: list[int]
+    origin_shut: bool = False
     detached: bool = False
     delivered: int = 0
     folded: int = 0

@@ -117,13 +117,16 @@ class Chain:
         wants_bytes: bool = True,
         held: bool = False,
         purpose: Purpose = Purpose.UNSTATED,
+        origin_shut: bool = False,
     ) -> tuple[Read, list[Action]]:
         """Start a batch of demand reads (u64[n], repeats allowed), counted by ``purpose``.
 
         The caller makes sure that at most ``room_pages`` of them need a flight: those that miss a
         first tier in memory, or all where there is none. With ``wants_bytes=False``
         the batch only fills the tiers; with ``held`` its epoch, and so every slot of the first
-        tier that it touched, is kept until :meth:`release`.
+        tier that it touched, is kept until :meth:`release`. With ``origin_shut`` the origin would
+        refuse: it is not asked, pages that no tier has are FAILED at once, and none is evicted
+        for them.
         """
         self._open_batches += 1
         levels = len(self._levels)
@@ -138,6 +141,7 @@ class Chain:
             unresolved=len(page_ids),
             lookups=[0] * levels,
             hits=[0] * levels,
+            origin_shut=origin_shut,
         )
         if len(page_ids) == 0:
             return read, self._complete_read(read)
@@ -296,7 +300,14 @@ class Chain:
         # the present epoch keeps the order, and protects as well, for the flight holds an older.
         epoch = self._epochs.newest
         admit = admitted(page_ids, epoch, self._tiers[level].admit)
-        return Lookup(level, ticket, page_ids, epoch, self._epochs.oldest, admit)
+        match ticket:
+            case Read():
+                only_resident = ticket.origin_shut
+            case Flight():
+                only_resident = ticket.owner.origin_shut
+            case Write():
+                only_resident = False
+        return Lookup(level, ticket, page_ids, epoch, self._epochs.oldest, admit, only_resident)
 
     def _first_lookup(self, read: Read, result: LookupResult) -> list[Action]:
         if not self._tiers[0].in_memory:
@@ -374,6 +385,8 @@ class Chain:
             return self._give_up(flight, PageStatus.ABSENT)
         flight.source = level
         flight.owner.lookups[level] += len(flight)
+        if flight.owner.origin_shut:
+            return self._give_up(flight, PageStatus.FAILED)
         return self._plan(flight, flight.page_ids)
 
     def _next_lookup(self, level: int, flight: Flight, result: LookupResult) -> list[Action]:

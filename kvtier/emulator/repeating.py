@@ -144,6 +144,7 @@ class RepeatingDriver(ModelledDriver):
         purpose: Purpose = Purpose.UNSTATED,
         wants_bytes: bool = True,
         held: bool = False,
+        origin_shut: bool = False,
         sizes: I64 | None = None,
         answered: Answered | None = None,
     ) -> Read:
@@ -154,6 +155,7 @@ class RepeatingDriver(ModelledDriver):
             purpose: as of :meth:`kvtier.chain.Chain.read`.
             wants_bytes: the same.
             held: the same.
+            origin_shut: the same.
             sizes: i64[k], rows of each owner, in the order of the batch.
             answered: called with the numbers of owners (i64[m]) whose pages are all there, possibly
                 before this returns. It must not start a batch.
@@ -163,7 +165,7 @@ class RepeatingDriver(ModelledDriver):
         """
         self._occupy_host(0 if sizes is None else len(sizes))
         read, actions = self.chain.read(
-            page_ids, wants_bytes=wants_bytes, held=held, purpose=purpose
+            page_ids, wants_bytes=wants_bytes, held=held, purpose=purpose, origin_shut=origin_shut
         )
         batch = self._batches[read.epoch] = _Batch(read, self.timeline.now_ns)
         self.reads[read.epoch] = read

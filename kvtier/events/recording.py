@@ -37,10 +37,14 @@ class RecordingChain(Chain):
         wants_bytes: bool = True,
         held: bool = False,
         purpose: Purpose = Purpose.UNSTATED,
+        origin_shut: bool = False,
     ) -> tuple[Read, list[Action]]:
-        read, actions = super().read(page_ids, wants_bytes=wants_bytes, held=held, purpose=purpose)
+        read, actions = super().read(
+            page_ids, wants_bytes=wants_bytes, held=held, purpose=purpose, origin_shut=origin_shut
+        )
         owners = present_owners()
         flags = Flag.WANTS_BYTES * wants_bytes | Flag.HELD * held | Flag.GOES_ON * owners.goes_on
+        flags |= Flag.ORIGIN_SHUT * origin_shut
         log = self._log.read
         log(read.epoch, page_ids, purpose, Flag(flags), owners.requests, owners.pages)
         return read, actions

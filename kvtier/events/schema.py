@@ -59,6 +59,8 @@ class Flag(enum.IntFlag):
     HELD = 2
     GOES_ON = 4
     """The last owner waits for pages of the next READ as well."""
+    ORIGIN_SHUT = 8
+    """The origin was not to be asked."""
 
 
 NUMBERS: Final[Mapping[str, str]] = MappingProxyType(

@@ -158,6 +158,7 @@ class RepeatedDrive:
                 purpose=event.purpose,
                 wants_bytes=bool(event.flags & Flag.WANTS_BYTES),
                 held=bool(event.flags & Flag.HELD),
+                origin_shut=bool(event.flags & Flag.ORIGIN_SHUT),
                 sizes=event.owner_pages.astype(np.int64) if owners else None,
                 answered=answered,
             )

@@ -55,6 +55,7 @@ class Run:
         spread: how requests went to several.
         serving: what a model server did; None in other drives.
         events: the event log that the run wrote or repeated.
+        wrappers: what those around the origin did, by name; None where there was none.
     """
 
     mode: str
@@ -76,6 +77,7 @@ class Run:
     spread: Spread | None = None
     serving: Mapping[str, Any] | None = None
     events: Mapping[str, str] | None = None
+    wrappers: Mapping[str, Mapping[str, int]] | None = None
 
 
 def to_result(run: Run) -> dict[str, Any]:
@@ -102,7 +104,7 @@ def to_result(run: Run) -> dict[str, Any]:
         "writes": _writes(counters, settings.page_bytes),
         "coalescing": whole["coalescing"],
         "tiers": whole["tiers"],
-        "origin": whole["origin"],
+        "origin": whole["origin"] and {**whole["origin"], "wrappers": run.wrappers},
         "by_purpose": {
             purpose.word: _part(run, run.counters[purpose], run.measurements[purpose])
             for purpose in Purpose

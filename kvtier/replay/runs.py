@@ -45,6 +45,7 @@ from kvtier.replay.writing import ObjectWriter
 from kvtier.settings import ReplaySettings, Settings, check_machine, gpus_of, validate
 from kvtier.tiers import NvmeTier
 from kvtier.trace import PageTrace
+from kvtier.wrappers import counts_of
 
 Progress = Callable[[int, int | None], None]
 Notify = Callable[[str], None]
@@ -123,7 +124,12 @@ async def replay_trace(
         tiers = cache.driver.tiers
         direct = {tier.name: tier.direct for tier in tiers if isinstance(tier, NvmeTier)}
         engines = [tier.engine for tier in tiers]
-        return to_result(replace(run, engines=engines, notes={"o_direct": direct}, events=logged))
+        wrappers = counts_of(cache.catalogue.origin)
+        return to_result(
+            replace(
+                run, engines=engines, notes={"o_direct": direct}, events=logged, wrappers=wrappers
+            )
+        )
 
 
 def simulate_trace(

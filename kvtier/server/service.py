@@ -37,7 +37,7 @@ async def run(
     """
     backend = await open_backend(origin.backend, origin.options, page_bytes)
     try:
-        backend = wrapped(backend, origin, page_bytes, seed=seed, clock=WallClock()) or backend
+        backend = wrapped(backend, origin, page_bytes, seed=seed, clock=WallClock()).backend
         await run_server(backend, host, port, page_bytes=page_bytes, ready=ready, token=token)
     finally:
         await backend.close()

@@ -14,6 +14,7 @@ from kvtier.settings.compute import COMPUTE_PRESETS, ComputeSettings
 from kvtier.settings.gpus import gpu_problems, gpus_of
 from kvtier.settings.keys import toml_key
 from kvtier.settings.presets import flash_model
+from kvtier.settings.resilience import resilience_problems
 from kvtier.settings.values import (
     ChainSettings,
     DeviceModel,
@@ -69,6 +70,8 @@ def find_problems(settings: Settings) -> Iterator[Problem]:
         yield from _extent_problems("origin", settings.origin)
         if settings.origin.latency is not None:
             yield from _model_problems("origin.latency", settings.origin.latency)
+        found = resilience_problems("origin.resilience", settings.origin.resilience)
+        yield from (Problem(*one) for one in found)
     yield from _replay_problems(settings.replay)
     yield from _chain_problems(settings.chain)
     yield from _buffer_problems(settings)

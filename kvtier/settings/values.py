@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 from kvtier.pages import PAGE_BYTES_DEFAULT
 from kvtier.settings.compute import ComputeSettings, ServingSettings
+from kvtier.settings.resilience import ResilienceSettings
 from kvtier.ssd import SsdModel
 
 TierName = Literal["hbm", "dram", "nvme"]
@@ -108,6 +109,7 @@ class OriginSettings:
         write: whether written objects are put there before a write is done.
         merge_gap_pages, extent_pages_max, model: as in :class:`TierSettings`.
         latency: a device that the backend is slowed down to on the wall clock; None: as it is.
+        resilience: what to do where the backend is slow, fails or is gone, on the wall clock.
     """
 
     backend: str
@@ -117,6 +119,7 @@ class OriginSettings:
     extent_pages_max: int = 32
     model: DeviceModel | None = None
     latency: DeviceModel | None = None
+    resilience: ResilienceSettings = field(default_factory=ResilienceSettings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Awaitable, Mapping
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 import numpy as np
 
-from kvtier.alarm import Alarm
+from kvtier.alarm import Alarm, Wait
 from kvtier.backend import (
     Backend,
     ExtentBatch,
@@ -35,16 +35,6 @@ _OPTIONS: Final[Mapping[str, type | tuple[type, ...]]] = {
 _HIGH_HALF: Final = np.uint64(32)
 
 
-class Wait(Protocol):
-    """What makes a call wait; :class:`kvtier.alarm.Alarm` on the wall clock."""
-
-    async def until(self, t_ns: int) -> None: ...
-
-    def check(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class LatencyBackend(Wrapper):
     """Reads and puts take as long as a modelled device says, and never less.
 
@@ -59,6 +49,8 @@ class LatencyBackend(Wrapper):
         model: of the device.
         seed: of its random choices; 1 by default.
     """
+
+    name: ClassVar[str] = "latency"
 
     def __init__(
         self,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import ClassVar
 
 from kvtier.backend import Backend, Capability, ExtentBatch, ObjectBatch, ObjectStats, PutResult
 from kvtier.pages import U8
@@ -13,13 +14,25 @@ class Wrapper(Backend):
 
     Args:
         inner: an open backend.
+
+    Attributes:
+        name: what results call it.
     """
 
+    name: ClassVar[str] = "wrapper"
     capability: Capability
 
     def __init__(self, inner: Backend) -> None:
         self.inner = inner
         self.capability = inner.capability
+
+    @property
+    def available(self) -> bool:
+        return self.inner.available
+
+    def counts(self) -> Mapping[str, int]:
+        """What it did so far, by name."""
+        return {}
 
     async def stat(self, keys: Sequence[bytes]) -> ObjectStats:
         return await self.inner.stat(keys)
