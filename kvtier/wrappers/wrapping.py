@@ -96,9 +96,10 @@ def _resilient(
 
 
 def counts_of(backend: object) -> Mapping[str, Mapping[str, int]] | None:
-    """What each wrapper of a backend did, from the outside, by its name; None without any."""
+    """What each wrapper of a backend did, from the outside, by its name; None if none counts."""
     found: dict[str, Mapping[str, int]] = {}
     while isinstance(backend, Wrapper):
-        found[backend.name] = backend.counts()
+        if counts := backend.counts():
+            found[backend.name] = counts
         backend = backend.inner
     return found or None

@@ -24,6 +24,7 @@ from kvtier.emulator import RepeatingDriver, open_repetition
 from kvtier.errors import LimitError
 from kvtier.events import (
     EventKind,
+    Flag,
     LoggedRun,
     LogHeader,
     RecordingChain,
@@ -153,6 +154,7 @@ def test_chaos_is_repeated(seed: int, tmp_path: Path, caplog: pytest.LogCaptureF
 def test_chaos_is_everything_that_can_be_logged(tmp_path: Path) -> None:
     """Otherwise the test above would show less than it says."""
     seen: set[EventKind] = set()
+    flags = Flag(0)
     failures = 0
     for seed in range(6):
         rng = random.Random(seed)
@@ -160,7 +162,9 @@ def test_chaos_is_everything_that_can_be_logged(tmp_path: Path) -> None:
         asyncio.run(logged_chaos(random_settings(rng), rng, path))
         for event in read_event_log(path).events():
             seen.add(event.kind)
+            flags |= event.flags
             failures += event.kind is EventKind.STORED and len(event.status) > 0
     requests = {EventKind.BEGIN, EventKind.COMPUTE, EventKind.PUT, EventKind.END}
     assert seen == set(EventKind) - requests
+    assert flags == Flag.WANTS_BYTES | Flag.HELD | Flag.ORIGIN_SHUT
     assert failures > 0

@@ -21,11 +21,18 @@ KEYS = [b"key-%d" % number for number in range(10)]
 
 
 class FaultyBackend(GatedBackend):
-    """Reads end in any order, raise now and then, and fail extents over which they scribbled."""
+    """Reads end in any order, raise now and then, and fail extents over which they scribbled.
+
+    Now and then it says that it does not want to be asked.
+    """
 
     def __init__(self, rng: random.Random) -> None:
         super().__init__(PAGE)
         self._rng = rng
+
+    @property
+    def available(self) -> bool:
+        return self._rng.random() > 0.1
 
     async def read(self, batch: ExtentBatch, out: U8) -> U8:
         for _ in range(self._rng.randrange(4)):
