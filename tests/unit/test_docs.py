@@ -13,13 +13,18 @@ import pytest
 from kvtier.cli.parser import build_parser
 from kvtier.report import schema
 from kvtier.settings import (
+    BreakerSettings,
     ChainSettings,
     ComputeSettings,
     DeviceModel,
     HostSettings,
     LinkSettings,
+    NegativeSettings,
     OriginSettings,
+    RateSettings,
     ReplaySettings,
+    ResilienceSettings,
+    RetrySettings,
     ServingSettings,
     Settings,
     TierSettings,
@@ -51,6 +56,11 @@ def test_every_setting_is_documented() -> None:
         ComputeSettings,
         ServingSettings,
         HostSettings,
+        ResilienceSettings,
+        RetrySettings,
+        BreakerSettings,
+        NegativeSettings,
+        RateSettings,
     )
     keys = {toml_key(field.name) for kind in kinds for field in dataclasses.fields(kind)}
     assert keys - {"name"} - documented == set()
