@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from kvtier.units import format_rate, format_seconds
 
 Applies = Literal["remote", "always", "never"]
 
-_SECONDS_MAX = 86_400.0
-_COUNT_MAX = (1 << 31) - 1
+_SECONDS_MAX: Final = 3600.0
+_COUNT_MAX: Final = (1 << 31) - 1
 
 
 @dataclass(frozen=True, slots=True)

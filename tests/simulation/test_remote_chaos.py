@@ -48,7 +48,8 @@ HOT = {b"hot": 32}
 def settings(port: int) -> Settings:
     url = f"tcp://127.0.0.1:{port}"
     options = MappingProxyType({"url": url, "connect_timeout_s": 1.0})
-    breaker = BreakerSettings(calls_min=4, window_s=2.0, open_s=OPEN_S)
+    # Slower than the deadline: a busy machine that answers late is no server that is gone.
+    breaker = BreakerSettings(calls_min=4, window_s=2.0, open_s=OPEN_S, slow_s=0.6)
     resilience = ResilienceSettings(deadline_s=DEADLINE_S, read_timeout_s=1.0, breaker=breaker)
     return Settings(
         page_bytes=PAGE,
@@ -105,7 +106,7 @@ class Load:
             key = self.rng.choice(list(OBJECTS))
             chosen = [self.rng.randrange(OBJECTS[key]) for _ in range(self.rng.randrange(1, 24))]
             await self.read(key, np.array(chosen))
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.02)
 
     async def recover(self) -> float:
         """Read until the origin answers again; how long that took, in seconds."""
