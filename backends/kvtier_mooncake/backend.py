@@ -81,6 +81,7 @@ class MooncakeBackend(Backend):
             # What lies in memory that this process lends is gone with it.
             persistent=settings.segment_bytes == 0,
             shared=True,
+            remote=True,
             extent_pages_max=self._slot_pages,
         )
 

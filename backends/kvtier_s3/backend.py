@@ -55,6 +55,7 @@ class S3Backend(Backend):
             writable=not options.read_only,
             persistent=True,
             shared=True,
+            remote=True,
             key_bytes_max=key_bytes_max(folder),
             object_pages_max=min(OBJECT_PAGES_MAX, OBJECT_BYTES_MAX // page_bytes),
         )
