@@ -225,6 +225,8 @@ class Tier(TypedDict):
 
 
 class Origin(TypedDict):
+    """``wrappers`` is what those around it did; only of a whole replay, not of its parts."""
+
     name: str
     lookups: int
     hits: int
@@ -234,6 +236,7 @@ class Origin(TypedDict):
     coalescing_factor: float | None
     iops: float | None
     latency_us: Latency
+    wrappers: dict[str, dict[str, int]] | None
 
 
 class Series(TypedDict):

@@ -284,6 +284,8 @@ def test_requests_whose_pages_fail_go_on_and_the_failures_are_counted(
     result = asyncio.run(served())
     assert result["requests"]["count"] == result["trace"]["requests"]
     assert result["origin"]["failures"] > 0
+    assert result["origin"]["wrappers"]["retry"]["given_up"] > 0
+    assert list(result["origin"]["wrappers"]) == ["retry", "breaker", "deadline"]
     assert 0 < result["demand"]["delivered"] < result["demand"]["reads"]
     assert result["verify"]["corrupt_pages"] == 0
     assert check_sums(result) == []

@@ -62,7 +62,7 @@ def simulate(path: Path, settings: Settings, limit: int | None = None) -> Mappin
 
 def decisions(result: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that must not depend on time."""
-    timed = ("engine", "iops", "latency_us")
+    timed = ("engine", "iops", "latency_us", "wrappers")
     levels = [*result["tiers"], result["origin"] or {}]
     return {
         "levels": [{k: v for k, v in level.items() if k not in timed} for level in levels],
