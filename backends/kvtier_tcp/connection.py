@@ -20,6 +20,10 @@ Reply = TypeVar("Reply", bound=Message)
 _HEAD_BYTES: Final = 16 << 10
 """Head of the parser: what of a payload comes through it is copied, so it is kept short."""
 
+_SILENT_S: Final = 5.0
+"""How long a server may say nothing to a caller that leaves: else no caller with less patience
+than ``timeout_s`` would ever find out that a connection is dead."""
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
@@ -83,7 +87,8 @@ class Connection(asyncio.BufferedProtocol):
             message: the request.
             expected: the type of its reply.
             timeout_s: how long that may take. A server that sent nothing at all in that time is
-                taken for dead, and the connection given up.
+                taken for dead, and the connection given up; also if the caller is cancelled
+                after :data:`_SILENT_S` of silence.
             placement: takes the payload of the reply; not touched once this call ended.
             payload: follows the request; not read any more once this call ended.
 
@@ -94,7 +99,7 @@ class Connection(asyncio.BufferedProtocol):
         number = next(self._numbers)
         answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._pending[number] = _Pending(answer, placement)
-        received = self._received
+        received, start_s = self._received, asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(timeout_s):
                 async with self._turn:
@@ -107,6 +112,11 @@ class Connection(asyncio.BufferedProtocol):
             raise BackendError(
                 f"origin {self._address}: no answer within {timeout_s:g} s"
             ) from None
+        except asyncio.CancelledError:
+            elapsed_s = asyncio.get_running_loop().time() - start_s
+            if received == self._received and elapsed_s >= _SILENT_S:
+                self._give_up(BackendError, "the server stopped answering")
+            raise
         finally:
             # Whatever still comes of the reply is thrown away, never put where it was to go.
             del self._pending[number]

@@ -144,7 +144,7 @@ class RetryBackend(Wrapper):
                 error = raised
             else:
                 if chosen is None:
-                    status = answer
+                    status = answer.copy()  # for it is changed below
                 else:
                     assert status is not None
                     status[chosen] = answer

@@ -220,6 +220,33 @@ class TestLosing:
                 await backend.read(one_extent(), rows())
             await backend.close()
 
+    async def test_a_server_that_is_silent_until_its_callers_leave_is_given_up(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("kvtier_tcp.connection._SILENT_S", 0.05)
+        connections = 0
+
+        async def only_welcome(client: Peer) -> None:
+            nonlocal connections
+            connections += 1
+            await welcome(client)
+            await silence(client)
+
+        async with scripted(only_welcome) as url:
+            backend = await open_tcp(url)
+            for _ in range(2):
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.2):
+                        await backend.read(one_extent(), rows())
+            assert connections == 2
+            for _ in range(2):  # who leaves sooner says nothing of the server
+                read = asyncio.ensure_future(backend.read(one_extent(), rows()))
+                await asyncio.sleep(0)
+                read.cancel()
+                await asyncio.wait([read])
+            assert connections <= 3
+            await backend.close()
+
     async def test_a_slow_answer_does_not_end_the_connection(self) -> None:
         connections = 0
 
