@@ -100,7 +100,8 @@ async def _check_format(servers: Servers, layout: Layout, address: Address) -> N
     ]
     await servers.exchange(asked, lambda _, replies: got.append(replies))
     (written,), (text,) = got
-    _check([written], address)
+    if not isinstance(text, ResponseError) or isinstance(text, NoPermissionError):
+        _check([written, text], address)
     if text is None:  # a full server took nothing
         return
     held = layout.page_bytes_in(text) if isinstance(text, bytes) else None
@@ -123,7 +124,7 @@ def _check(replies: list[Reply], address: Address) -> None:
         return
     if isinstance(error, BackendError):
         raise error
-    if isinstance(error, NoPermissionError):
+    if isinstance(error, NoPermissionError) or "NOPERM" in str(error):  # in what EXEC tells
         user = address.username or "default"
         raise BackendError(
             f"origin {address}: user {user!r} lacks a right ({error}): see docs/backends.md for "

@@ -32,7 +32,8 @@ def reason_of(error: RedisError | OSError, address: Address, patience: Patience)
     """The line for an error that redis-py raised; it shows no password."""
     text = " ".join(str(error).split()).rstrip(".")
     if isinstance(error, RedisTimeoutError | TimeoutError):
-        return f"no connection within {patience.connect_s:g} s: {_HINT}"
+        with_tls = " and its port with TLS" if address.scheme == "rediss" else ""
+        return f"no connection within {patience.connect_s:g} s: {_HINT[:-1]}{with_tls}?"
     if isinstance(error, AuthenticationError):
         who = f"user {address.username!r}" if address.username else "the default user"
         return f"it does not let {who} in ({text}): check user and password in the url"

@@ -25,7 +25,7 @@ class Authority:
         self._directory = directory
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = _name("kvtier test authority")
-        now = datetime.datetime.now(datetime.timezone.utc)
+        now = datetime.datetime.now(datetime.UTC)
         own = (
             _builder(self._name, self._name, self._key, now - _DAY, now + _DAY)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
@@ -37,7 +37,7 @@ class Authority:
     def sign(self, name: str, *, has_expired: bool = False) -> tuple[Path, Path]:
         """A certificate for 127.0.0.1, and its key."""
         key = ec.generate_private_key(ec.SECP256R1())
-        end = datetime.datetime.now(datetime.timezone.utc) + (-_DAY if has_expired else _DAY)
+        end = datetime.datetime.now(datetime.UTC) + (-_DAY if has_expired else _DAY)
         address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
         certificate = (
             _builder(_name(name), self._name, key, end - 2 * _DAY, end)

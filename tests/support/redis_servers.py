@@ -18,7 +18,7 @@ from kvtier.pages import U8
 NAMESPACE = "kvtier"
 
 ACL_RULE = (
-    *("~kvtier:*", "+hello", "+select", "+multi", "+exec", "+scan", "+set", "+get"),
+    *("~kvtier:*", "+select", "+multi", "+exec", "+scan", "+set", "+get"),
     *("+hset", "+hget", "+hmget", "+hlen", "+pexpire", "+persist", "+rename", "+unlink"),
 )
 """What a user needs, as docs/backends.md says."""
@@ -103,7 +103,7 @@ def wait_until_agreed(servers: list[RedisServer]) -> None:
 
 
 def _is_agreed(server: RedisServer) -> bool:
-    found = server.client.cluster_info()
+    found = server.client.cluster("info")
     return found["cluster_state"] == "ok" and int(found["cluster_slots_ok"]) == 16384
 
 
