@@ -9,13 +9,12 @@ import pytest
 import pytest_asyncio
 from certificates import Authority
 from kvtier_redis import RedisBackend
-from redis.crc import key_slot
 from redis_servers import (
     ACL_RULE,
     RedisServer,
     flush,
     get_object,
-    name_of,
+    owner_of,
     redis_cluster,
     redis_server,
     set_object,
@@ -144,8 +143,7 @@ class TestRedisCluster(OverRedis):
         return {"url": cluster[1].url, "cluster": True}
 
     def server_of(self, key: bytes) -> RedisServer:
-        # As redis-cli shares them out: in thirds.
-        return self.servers[min(key_slot(name_of(key)) * 3 // 16384, 2)]
+        return owner_of(self.servers, key)
 
     @pytest.mark.asyncio
     async def test_objects_are_spread_over_the_servers(self, backend: Backend) -> None:

@@ -85,8 +85,7 @@ def url_of_user(server: RedisServer) -> Iterator[str]:
 
 @contextlib.asynccontextmanager
 async def answering(hello: bytes) -> AsyncIterator[str]:
-    """A server that answers ``HELLO`` so; what redis-py tells of itself it likes. Yields its url."""
-
+    """A server that knows ``HELLO`` and what redis-py tells of itself; yields its url."""
     handlers: set[asyncio.Task[None]] = set()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

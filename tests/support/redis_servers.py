@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import redis
+from redis.crc import key_slot
 from servers import READY_S, end, free_port, required, start
 
 from kvtier.pages import U8
@@ -117,6 +118,11 @@ def name_of(key: bytes) -> bytes:
     """The hash that holds an object, as docs/backends.md says."""
     escaped = key.replace(b"%", b"%25").replace(b"}", b"%7D")
     return NAMESPACE.encode() + b":{" + escaped + b"}"
+
+
+def owner_of(servers: list[RedisServer], key: bytes) -> RedisServer:
+    """The server of a key, as redis-cli shares the slots of a Cluster out: in runs, alike."""
+    return servers[min(key_slot(name_of(key)) * len(servers) // 16384, len(servers) - 1)]
 
 
 def field_of(page: int) -> bytes:
