@@ -272,7 +272,7 @@ def contenders(stores: Stores, batches: list[Batch]) -> dict[str, Read]:
     return {"kvtier_tcp": tcp, "MGET": mget, "kvtier_redis": through_redis, "pipeline": pipeline}
 
 
-def place(values: Sequence[bytes], out: U8) -> None:
+def place(values: Sequence[Any], out: U8) -> None:
     """Put values into rows, one after the other, in the fastest way there is by hand."""
     rows = out.reshape(-1).data
     for start, value in zip(range(0, len(rows), PAGE_BYTES), values, strict=True):

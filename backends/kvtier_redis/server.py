@@ -66,7 +66,8 @@ class Server:
     ) -> None:
         try:
             async with asyncio.timeout(self._patience.answer_s):
-                packed = [request.packed for request in requests]
+                # In one piece: a loop may make a system call of each.
+                packed = b"".join([request.packed for request in requests])
                 await connection.send_packed_command(packed, check_health=False)
                 for number, request in enumerate(requests):
                     take(number, [await _reply(connection) for _ in range(request.replies)])
