@@ -25,7 +25,7 @@ $(VENV)/check: pyproject.toml | $(VENV)/bin/python
 	@touch $@ $(VENV)/test
 
 $(VENV)/bench: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench,redis]'
 	@touch $@
 
 $(VENV)/demo: pyproject.toml | $(VENV)/bin/python
@@ -72,6 +72,7 @@ bench: $(VENV)/bench ## benchmarks beside their peers and limits, in short
 	$(BIN)/python bench/hits.py --quick
 	$(BIN)/python bench/engines.py --quick
 	$(BIN)/python bench/emulator.py --quick
+	$(BIN)/python bench/remote.py --quick
 
 clean: ## remove everything that was made
 	rm -rf $(VENV) $(LOWEST) build
