@@ -68,7 +68,7 @@ class Scale:
     rounds: int
 
 
-QUICK = Scale(objects=32, batches=96, rounds=7)
+QUICK = Scale(objects=32, batches=64, rounds=5)
 FULL = Scale(objects=256, batches=512, rounds=21)
 
 

@@ -41,6 +41,8 @@ async def open_servers(
             await _check_rights(servers, address, name)
         for master in await servers.masters():
             _check(await master.ask(Request(b"", pack(b"SCAN", b"0", b"COUNT", b"1"))), address)
+            if is_cluster:
+                _check(await master.ask(Request(b"", pack(b"ASKING"))), address)
         await _check_format(servers, layout, address)
     except BaseException:
         await servers.close()

@@ -10,7 +10,15 @@ import pytest
 import pytest_asyncio
 from kvtier_redis import RedisBackend
 from redis.crc import key_slot
-from redis_servers import RedisServer, flush, name_of, owner_of, redis_cluster
+from redis_servers import (
+    ACL_RULE,
+    CLUSTER_ACL_RULE,
+    RedisServer,
+    flush,
+    name_of,
+    owner_of,
+    redis_cluster,
+)
 
 from kvtier.errors import BackendError
 from kvtier.pages import U8, PageStatus
@@ -215,6 +223,23 @@ class TestFailing:
             backend = await RedisBackend.open(options, PAGE_BYTES)
             assert (await backend.stat(KEYS)).pages.shape == (len(KEYS),)
             await backend.close()
+
+    @pytest.mark.parametrize("missing", ["+cluster|slots", "+asking", "+unlink"])
+    async def test_a_right_that_one_master_does_not_give_is_refused(
+        self, servers: list[RedisServer], missing: str
+    ) -> None:
+        rule = (*ACL_RULE, *CLUSTER_ACL_RULE)
+        for server in servers:
+            server.client.execute_command("ACL", "SETUSER", "kv", "reset", "on", ">pw", *rule)
+        url = f"redis://kv:pw@127.0.0.1:{servers[0].port}"
+        backend = await RedisBackend.open({"url": url, "cluster": True}, PAGE_BYTES)
+        await backend.close()
+        # The map of slots is asked of the server that opens, the others of every master.
+        server = servers[0] if "cluster" in missing else servers[1]
+        server.client.execute_command("ACL", "SETUSER", "kv", missing.replace("+", "-"))
+        with pytest.raises(BackendError, match=missing[1:].split("|", maxsplit=1)[0]) as caught:
+            await RedisBackend.open({"url": url, "cluster": True}, PAGE_BYTES)
+        assert "permissions" in str(caught.value)
 
     async def test_a_wrong_format_is_seen_whichever_server_has_it(
         self, backend: RedisBackend, servers: list[RedisServer]

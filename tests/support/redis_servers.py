@@ -24,6 +24,9 @@ ACL_RULE = (
 )
 """What a user needs, as docs/backends.md says."""
 
+CLUSTER_ACL_RULE = ("+cluster|slots", "+asking")
+"""And with a Cluster."""
+
 
 class RedisServer:
     """One ``redis-server``.
