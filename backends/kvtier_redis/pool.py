@@ -62,8 +62,12 @@ class Pool:
     async def _take(self) -> AbstractConnection:
         while self._idle:
             connection = self._idle.pop()
-            if await _is_clean(connection):
-                return connection
+            try:
+                if await _is_clean(connection):
+                    return connection
+            except BaseException:  # older versions of redis-py suspend there
+                await drop(connection, connection._writer)
+                raise
             await drop(connection, connection._writer)
         self._check_open()
         connection = await self._connect()
