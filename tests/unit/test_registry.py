@@ -66,7 +66,7 @@ def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_the_backends_of_the_package_are_declared() -> None:
     assert available()["memory"] == "kvtier_memory:MemoryBackend"
-    assert {"memory", "file", "tcp", "mooncake"} <= set(available())
+    assert {"memory", "file", "tcp", "mooncake", "redis"} <= set(available())
 
 
 def test_backends_of_others_are_found_without_importing_them(foreign: None) -> None:
