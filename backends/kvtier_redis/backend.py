@@ -69,7 +69,7 @@ class RedisBackend(Backend):
     evicts objects makes them ABSENT, whole.
     """
 
-    capability = Capability(persistent=True, shared=True, object_pages_max=PAGES_MAX)
+    capability = Capability(persistent=True, shared=True, remote=True, object_pages_max=PAGES_MAX)
 
     def __init__(self, servers: Servers, layout: Layout, address: Address) -> None:
         self._servers = servers
