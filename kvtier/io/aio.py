@@ -56,6 +56,9 @@ class AiofilesEngine:
         table = pack_extents(offsets_bytes, lengths_bytes, source, rows, self.alignment_bytes)
         return await self._move("write", table, source)
 
+    def pin(self, memory: U8) -> None:
+        """See :meth:`FileEngine.pin`: of no use here."""
+
     async def close(self) -> None:
         """See :meth:`FileEngine.close`."""
         await self._gate.close()

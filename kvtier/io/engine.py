@@ -63,6 +63,13 @@ class FileEngine(Protocol):
         """
         ...
 
+    def pin(self, memory: U8) -> None:
+        """Say that most batches will move to or from this memory, before the first of them.
+
+        An engine may have the kernel pin it, and keeps it alive then; the last call counts.
+        """
+        ...
+
     async def close(self) -> None:
         """Wait for what is in flight and close the file; a second call does nothing."""
         ...

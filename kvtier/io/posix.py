@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
-from typing import Any, Final
+from typing import Final
 
-import numba
 import numpy as np
 
 from kvtier.io.engine import LENGTH, OFFSET, RESULT, ROW
-from kvtier.jit import JIT_DISABLED, jit
+from kvtier.io.libc import errno_location, pread, pwrite
+from kvtier.jit import jit
 from kvtier.pages import I64
 
 _EINTR: Final = errno.EINTR
 _EINVAL: Final = errno.EINVAL
-
-_pread: Any
-_pwrite: Any
-
-if JIT_DISABLED:
-    _libc = ctypes.CDLL(None, use_errno=True)
-    _pread, _pwrite = _libc.pread, _libc.pwrite
-    for _function in (_pread, _pwrite):
-        _function.restype = ctypes.c_ssize_t
-        _function.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
-
-    def _errno_location() -> tuple[int]:
-        return (ctypes.get_errno(),)
-
-else:
-    # Symbols of the C library, found by name when cached code is loaded. An address fits an i64.
-    _types: Any = numba.types
-    _MOVE: Final = _types.int64(_types.int32, _types.int64, _types.int64, _types.int64)
-    _pread = _types.ExternalFunction("pread", _MOVE)
-    _pwrite = _types.ExternalFunction("pwrite", _MOVE)
-    _errno_location = _types.ExternalFunction("__errno_location", _types.CPointer(_types.int32)())
 
 
 @jit
@@ -62,15 +40,15 @@ def move_extents(
         done = np.int64(0)
         while done < length:
             if writing:
-                moved = _pwrite(np.int32(fd), start + done, length - done, offset + done)
+                moved = pwrite(np.int32(fd), start + done, length - done, offset + done)
             else:
-                moved = _pread(np.int32(fd), start + done, length - done, offset + done)
+                moved = pread(np.int32(fd), start + done, length - done, offset + done)
             if moved > 0:
                 done += moved
                 continue
             if moved == 0:
                 break
-            error = np.int64(_errno_location()[0])
+            error = np.int64(errno_location()[0])
             if error == _EINTR:
                 continue
             # A direct read that met the end of the file inside a block cannot go on from there.

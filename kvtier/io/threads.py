@@ -57,6 +57,9 @@ class ThreadEngine:
         table = pack_extents(offsets_bytes, lengths_bytes, source, rows, self.alignment_bytes)
         return await self._move(True, table, source)
 
+    def pin(self, memory: U8) -> None:
+        """See :meth:`FileEngine.pin`: of no use here."""
+
     async def close(self) -> None:
         """See :meth:`FileEngine.close`."""
         await self._gate.close()

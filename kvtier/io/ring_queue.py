@@ -1,0 +1,160 @@
+"""Batches of one file on one ring, without an event loop: begun, told when ended, drained.
+
+Whatever the kernel may still write to is held here, and let go only when the kernel has ended it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+import numpy as np
+
+from kvtier.io.engine import RESULT
+from kvtier.io.file import OpenFile
+from kvtier.io.ring import Ring
+from kvtier.io.ring_turn import (
+    BATCH_WORDS,
+    DEPTH,
+    QUEUE_HEAD,
+    QUEUE_TAIL,
+    STATE_WORDS,
+    UNDER_WAY,
+    UNFINISHED,
+    turn,
+)
+from kvtier.pages import I64, U8
+
+BATCHES_MAX: Final = 256
+"""Batches begun at once."""
+
+_OP_READ_FIXED: Final = 4
+_OP_WRITE_FIXED: Final = 5
+_OP_READ: Final = 22
+_OP_WRITE: Final = 23
+_FLAG_FIXED_FILE: Final = 1 << 0
+
+_lost: list[object] = []
+"""Memory that a kernel which cannot be asked any more may still write to: never given back."""
+
+
+class RingQueue:
+    """What is under way on a ring. Used by the thread that made the ring.
+
+    Args:
+        ring: taken over, closed by ``close``.
+        file: stays open.
+        depth: operations under way at once, at most what the ring was made for.
+    """
+
+    def __init__(self, ring: Ring, file: OpenFile, depth: int) -> None:
+        self.ring = ring
+        ring.register_file(file.fd)
+        self._file = (0 if ring.fixed_file else file.fd) << 32
+        self._state = np.zeros(STATE_WORDS, np.int64)
+        self._state[DEPTH] = depth
+        self._batches = np.zeros((BATCHES_MAX, BATCH_WORDS), np.int64)
+        self._queue = np.zeros(BATCHES_MAX, np.int64)
+        self._ended = np.zeros(BATCHES_MAX, np.int64)
+        self._free = list(range(BATCHES_MAX))
+        self._held: dict[int, tuple[U8, I64]] = {}
+        self._pinned: U8 | None = None
+        self._pinned_span = (0, 0)
+        self.turn()  # compiled now, not inside the first request
+
+    @property
+    def busy(self) -> bool:
+        """Batches are under way."""
+        return bool(self._held)
+
+    @property
+    def unfinished(self) -> bool:
+        """The last turn ended early: another one is due, without an event."""
+        return bool(self._state[UNFINISHED])
+
+    def pin(self, memory: U8) -> None:
+        """Have the kernel pin this memory alone, if it can; nothing is under way."""
+        if self._pinned is not None:
+            self.ring.unregister_buffer()
+            self._pinned = None
+        self._pinned_span = (0, 0)
+        if self.ring.register_buffer(memory):
+            # Held: were it unmapped, its address might come back with other memory behind it.
+            self._pinned = memory
+            self._pinned_span = (memory.ctypes.data, memory.ctypes.data + memory.nbytes)
+
+    def begin(self, writing: bool, table: I64, memory: U8) -> int:
+        """Queue a batch of at least one extent; a turn starts it. There is a free slot.
+
+        Args:
+            writing: memory to file; otherwise file to memory.
+            table: i64[4, n] of :func:`kvtier.io.engine.pack_extents`; its results are filled in.
+            memory: u8[rows, row_bytes].
+
+        Returns:
+            The slot by which a turn will tell of it.
+        """
+        slot = self._free.pop()
+        table[RESULT] = 0
+        start = memory.ctypes.data
+        fixed = self._pinned_span[0] <= start and start + memory.nbytes <= self._pinned_span[1]
+        if fixed:
+            operation = _OP_WRITE_FIXED if writing else _OP_READ_FIXED
+        else:
+            operation = _OP_WRITE if writing else _OP_READ
+        flags = _FLAG_FIXED_FILE if self.ring.fixed_file else 0
+        count = table.shape[1]
+        self._batches[slot] = (
+            *(table.ctypes.data, count, 0, count, start, memory.shape[1]),
+            *(operation | flags << 8 | self._file, writing),
+        )
+        self._held[slot] = (memory, table)
+        self._queue[self._state[QUEUE_TAIL] % BATCHES_MAX] = slot
+        self._state[QUEUE_TAIL] += 1
+        return slot
+
+    def turn(self, *, woken: bool = False, wait: bool = False) -> list[int]:
+        """Begin what fits, and tell the slots of the batches that ended; they are free again.
+
+        Args:
+            woken: the ring's eventfd is readable.
+            wait: block until at least one operation has ended, if one is under way.
+
+        Raises:
+            OSError: the kernel cannot be asked what has ended.
+        """
+        ring = self.ring
+        count = turn(
+            *(ring.words, ring.sqes, ring.cqes),
+            *(self._state, self._batches, self._queue, self._ended),
+            *(woken, wait),
+        )
+        if count < 0:
+            raise OSError(-count, os.strerror(-count))
+        ended: list[int] = self._ended[:count].tolist()
+        for slot in ended:
+            del self._held[slot]
+        self._free += ended
+        return ended
+
+    def drain(self) -> None:
+        """Begin nothing more, and wait for what is under way; then forget all batches."""
+        self._state[QUEUE_HEAD] = self._state[QUEUE_TAIL]
+        try:
+            while self._state[UNDER_WAY]:
+                self.turn(wait=True)
+        except OSError:
+            _lost.append(self._held)
+        self._held = {}
+        self._free = list(range(BATCHES_MAX))
+
+    def close(self) -> None:
+        """Drain, and give the ring back; a second call does nothing."""
+        if self.ring.fd < 0:
+            return
+        if not self.ring.foreign:
+            self.drain()
+        elif self._held:
+            _lost.append((self._held, self._pinned))
+        self.ring.close()
+        self._pinned = None
