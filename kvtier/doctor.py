@@ -22,15 +22,20 @@ from typing import Final
 
 from kvtier import environment
 from kvtier.gpu import CudaGpu, Gpu
+from kvtier.io.ring import Ring, explain
 from kvtier.registry import GROUP, available
 from kvtier.units import format_bytes
 
 PYTHON_MIN: Final = (3, 11)
 
 _SIMD_FLAGS: Final = ("avx512f", "avx2", "asimd")
-_SYS_IO_URING_SETUP: Final = 425
-"""The same number on every architecture: system calls since Linux 5.1 share one table."""
-_IO_URING_PARAMS_BYTES: Final = 120
+_IO_URING_REMEDIES: Final = {
+    errno.EPERM: "sudo sysctl kernel.io_uring_disabled=0; in a container allow io_uring_setup, "
+    "io_uring_enter and io_uring_register",
+    errno.ENOSYS: "use Linux 5.7 or newer, built with io_uring",
+    errno.ENOMEM: "raise the limit of locked memory (ulimit -l)",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
 _PAGE_BYTES: Final = 4096
 
 
@@ -161,30 +166,13 @@ def _write_direct(directory: Path) -> None:
 
 
 def _check_io_uring() -> Check:
-    code = _io_uring_errno()
-    if code == 0:
-        return Check("io_uring", State.OK, "the kernel gives one")
-    remedies = {
-        errno.EPERM: "sudo sysctl kernel.io_uring_disabled=0; in a container allow io_uring_setup",
-        errno.ENOSYS: "use Linux 5.1 or newer, built with io_uring",
-    }
-    what = f"{os.strerror(code)}: nvme tiers use threads"
-    return Check("io_uring", State.DEGRADED, what, remedies.get(code, ""))
-
-
-def _io_uring_errno() -> int:
-    """Ask the kernel for a ring of one entry and give it back; 0, or why there is none."""
-    if sys.platform != "linux":
-        return errno.ENOSYS
-    libc = ctypes.CDLL(None, use_errno=True)
-    parameters = ctypes.create_string_buffer(_IO_URING_PARAMS_BYTES)
-    descriptor = libc.syscall(
-        ctypes.c_long(_SYS_IO_URING_SETUP), ctypes.c_uint(1), ctypes.byref(parameters)
-    )
-    if descriptor < 0:
-        return ctypes.get_errno()
-    os.close(descriptor)
-    return 0
+    try:
+        Ring(1).close()
+    except OSError as error:
+        remedy = _IO_URING_REMEDIES.get(error.errno or 0, "")
+        what = f"{explain(error)}: nvme tiers use threads"
+        return Check("io_uring", State.DEGRADED, what, remedy)
+    return Check("io_uring", State.OK, "works: nvme tiers use it")
 
 
 def _check_uvloop() -> Check:

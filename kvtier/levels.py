@@ -41,6 +41,9 @@ class Levels:
         self._origin = origin
         self._buffer_pages = buffer_pages
         self._staging = aligned_rows(buffers * buffer_pages, page_bytes)
+        for tier in tiers:
+            if isinstance(tier, NvmeTier):
+                tier.pin(self._staging)
         self._gpu = tiers[0] if tiers and isinstance(tiers[0], CudaTier) else None
         self._gpu_lost: str | None = None  # why; the error itself would keep its frames
 

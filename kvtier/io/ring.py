@@ -180,15 +180,6 @@ class Ring:
         _system_call(_SYS_REGISTER, self.fd, what, address, count)
 
 
-def refusal() -> str | None:
-    """Why there is no io_uring for this process, in a few words; None if there is."""
-    try:
-        Ring(1).close()
-    except OSError as error:
-        return explain(error)
-    return None
-
-
 def explain(error: OSError) -> str:
     """What ``Ring`` raised, and what forbids it where the system says so."""
     what = error.strerror or str(error)

@@ -152,9 +152,12 @@ class RingQueue:
         """Drain, and give the ring back; a second call does nothing."""
         if self.ring.fd < 0:
             return
-        if not self.ring.foreign:
+        if self.ring.foreign:
+            if self._held:
+                _lost.append((self._held, self._pinned))
+        else:
             self.drain()
-        elif self._held:
-            _lost.append((self._held, self._pinned))
+            if self._pinned is not None:
+                self.ring.unregister_buffer()
         self.ring.close()
         self._pinned = None

@@ -16,7 +16,7 @@ from kvtier.ssd import SsdModel
 TierName = Literal["hbm", "dram", "nvme"]
 WriteRule = Literal["through", "none"]
 Device = Literal["auto", "cuda", "cpu"]
-Engine = Literal["threads", "aiofiles"]
+Engine = Literal["auto", "uring", "threads", "aiofiles"]
 Drive = Literal["waves", "closed", "open", "serving"]
 RouteKind = Literal["p2p", "host"]
 Spread = Literal["session", "round_robin"]
@@ -77,7 +77,8 @@ class TierSettings:
         admit: share of missed pages that reserve a slot, 0 to 1; chosen by hash, so runs repeat.
         write: whether written objects are kept here.
         path: the file of an ``nvme`` tier; None takes a temporary one.
-        engine: how an ``nvme`` tier does its I/O.
+        engine: how an ``nvme`` tier does its I/O; ``auto`` is ``uring`` where the system allows it,
+            else ``threads``.
         queue_depth: operations in flight at the device of an ``nvme`` tier.
         direct: open the file with O_DIRECT where the file system can.
         merge_gap_pages: unwanted pages read to join two extents into one; 0 joins neighbours only.
@@ -91,7 +92,7 @@ class TierSettings:
     admit: float = 1.0
     write: WriteRule = "through"
     path: Path | None = None
-    engine: Engine = "threads"
+    engine: Engine = "auto"
     queue_depth: int = 32
     direct: bool = True
     merge_gap_pages: int = 0

@@ -17,7 +17,7 @@ from typing import ClassVar, Final, Literal
 import numpy as np
 
 from kvtier.checksum import xxh64_rows
-from kvtier.errors import DeviceError
+from kvtier.errors import DeviceError, SettingsError
 from kvtier.index import PageIndex, create_index
 from kvtier.io import FileEngine, open_engine
 from kvtier.io.gate import outlast
@@ -67,7 +67,7 @@ class NvmeTier:
 
     @property
     def engine(self) -> str:
-        """The I/O engine: ``threads`` or ``aiofiles``."""
+        """The I/O engine: ``uring``, ``threads`` or ``aiofiles``."""
         return self._file.name
 
     @property
@@ -147,6 +147,10 @@ class NvmeTier:
             )
         return status
 
+    def pin(self, memory: U8) -> None:
+        """See :meth:`kvtier.io.FileEngine.pin`."""
+        self._file.pin(memory)
+
     async def close(self) -> None:
         """Wait for what is in flight and close the file; a second call does nothing."""
         await self._file.close()
@@ -192,15 +196,18 @@ def open_nvme(settings: TierSettings, slots: int, page_bytes: int, seed: int) ->
 
 
 def _open_file(settings: TierSettings, path: Path, slots: int, page_bytes: int) -> FileEngine:
-    return open_engine(
-        settings.engine,
-        path,
-        direct=settings.direct,
-        queue_depth=settings.queue_depth,
-        size_bytes=slots * page_bytes,
-        create=True,
-        page_bytes=page_bytes,
-    )
+    try:
+        return open_engine(
+            settings.engine,
+            path,
+            direct=settings.direct,
+            queue_depth=settings.queue_depth,
+            size_bytes=slots * page_bytes,
+            create=True,
+            page_bytes=page_bytes,
+        )
+    except SettingsError as error:
+        raise SettingsError(f"tiers.nvme: {error}") from error
 
 
 def _temporary_path() -> Path:

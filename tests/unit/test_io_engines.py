@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from io_engines import engine_names
 
 from kvtier.errors import ClosedError, LimitError
-from kvtier.io import ENGINE_NAMES, FileEngine, open_engine
+from kvtier.io import FileEngine, open_engine
 from kvtier.io.file import OpenFile
 from kvtier.io.threads import ThreadEngine
 from kvtier.pages import I64, U8
@@ -38,7 +39,7 @@ def directory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
             yield Path(path)
 
 
-@pytest.fixture(params=ENGINE_NAMES)
+@pytest.fixture(params=engine_names())
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -339,7 +340,42 @@ async def test_a_read_only_source_can_be_written(name: str, tmp_path: Path) -> N
     assert content[3 * PAGE_BYTES : 4 * PAGE_BYTES] == source.tobytes()
 
 
-async def test_the_compiled_loop_works_without_the_jit(tmp_path: Path) -> None:
+async def test_memory_said_to_be_used_most_is_moved_like_any_other(
+    name: str, directory: Path
+) -> None:
+    memory, other = aligned_rows(PAGES, PAGE_BYTES), aligned_rows(PAGES, PAGE_BYTES)
+    order = np.arange(PAGES // 2)
+    one = np.full(len(order), PAGE_BYTES)
+    async with opened(name, directory / "f") as engine:
+        for pinned in (other, memory, memory[PAGES // 4 :]):
+            memory[:] = random_pages(PAGES)
+            engine.pin(pinned)
+            await engine.write(order * PAGE_BYTES, one, memory, order)
+            half = memory[PAGES // 2 :]  # inside the last one, the others are half in or outside
+            await engine.read(order * PAGE_BYTES, one, half, order)
+            await engine.read(order * PAGE_BYTES, one, other, order)
+            np.testing.assert_array_equal(half, memory[: PAGES // 2])
+            np.testing.assert_array_equal(half, other[: PAGES // 2])
+
+
+async def test_an_engine_serves_one_loop_after_the_other(name: str, tmp_path: Path) -> None:
+    source, out = random_pages(2), aligned_rows(2, PAGE_BYTES)
+    async with opened(name, tmp_path / "f") as engine:
+
+        async def write() -> I64:
+            return await engine.write(at(0), lengths(2), source, rows(0))
+
+        async def read() -> I64:
+            return await engine.read(at(0), lengths(2), out, rows(0))
+
+        for move in (write, read):
+            moved = await asyncio.to_thread(asyncio.run, move())
+            assert moved.tolist() == [2 * PAGE_BYTES]
+    np.testing.assert_array_equal(out, source)
+
+
+@pytest.mark.parametrize("name", engine_names("uring", "threads"))
+async def test_the_compiled_loop_works_without_the_jit(name: str, tmp_path: Path) -> None:
     """As a debugger or a coverage tool needs it."""
     program = f"""
 import asyncio, numpy as np
@@ -347,7 +383,7 @@ from pathlib import Path
 from kvtier.io import open_engine
 from kvtier.rows import aligned_rows
 async def main():
-    engine = open_engine("threads", Path({str(tmp_path / "f")!r}), direct=True, queue_depth=2,
+    engine = open_engine({name!r}, Path({str(tmp_path / "f")!r}), direct=True, queue_depth=2,
                          size_bytes=8192, create=True)
     source, out = aligned_rows(2, 4096), aligned_rows(2, 4096)
     source[:] = 7

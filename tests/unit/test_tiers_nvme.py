@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from io_engines import engine_names
 
 from kvtier.errors import ClosedError, DeviceError
-from kvtier.io import ENGINE_NAMES
 from kvtier.pages import I64, U8, U64, PageStatus
 from kvtier.rows import aligned_rows
 from kvtier.settings import TierSettings
@@ -27,7 +27,7 @@ SLOTS = 64
 OK, FAILED = PageStatus.OK, PageStatus.FAILED
 
 
-@pytest.fixture(params=ENGINE_NAMES)
+@pytest.fixture(params=engine_names())
 def engine(request: pytest.FixtureRequest) -> Any:
     return request.param
 
