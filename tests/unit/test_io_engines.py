@@ -358,6 +358,7 @@ async def test_memory_said_to_be_used_most_is_moved_like_any_other(
             np.testing.assert_array_equal(half, other[: PAGES // 2])
 
 
+@pytest.mark.parametrize("name", engine_names("uring", "threads"))
 async def test_an_engine_serves_one_loop_after_the_other(name: str, tmp_path: Path) -> None:
     source, out = random_pages(2), aligned_rows(2, PAGE_BYTES)
     async with opened(name, tmp_path / "f") as engine:

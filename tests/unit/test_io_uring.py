@@ -149,7 +149,7 @@ async def test_a_second_loop_is_refused_while_the_first_is_open(tmp_path: Path) 
 
 
 def leave_behind(engine: FileEngine, out: U8) -> None:
-    """Start to read all pages, and close the loop at once."""
+    """Start to read all pages, more than a few turns do, and close the loop at once."""
     loop = asyncio.new_event_loop()
     reading = loop.create_task(read_pages(engine, np.arange(len(out)), out))
     loop.run_until_complete(asyncio.sleep(0))
@@ -158,20 +158,25 @@ def leave_behind(engine: FileEngine, out: U8) -> None:
     loop.close()
 
 
+def assert_each_page_whole_or_untouched(out: U8, source: U8) -> None:
+    arrived = (out == source).all(axis=1)
+    assert arrived[:4].all()  # as many as may be under way were begun, and so have ended
+    np.testing.assert_array_equal(out[~arrived], random_pages(seed=2)[~arrived])
+
+
 def test_what_a_closed_loop_left_behind_is_ended_before_another_starts(tmp_path: Path) -> None:
-    engine = opened(tmp_path / "f", queue_depth=64)
+    engine = opened(tmp_path / "f")
     source, out, again = random_pages(), random_pages(seed=2), aligned_rows(PAGES, PAGE_BYTES)
     asyncio.run(write_all(engine, source))
     leave_behind(engine, out)
     asyncio.run(read_pages(engine, np.arange(PAGES), again))
     np.testing.assert_array_equal(again, source)
-    np.testing.assert_array_equal(out[:64], source[:64])  # begun, so ended
-    np.testing.assert_array_equal(out[64:], random_pages(seed=2)[64:])  # never begun
+    assert_each_page_whole_or_untouched(out, source)
     asyncio.run(engine.close())
 
 
 def test_an_engine_that_nobody_closed_ends_what_it_began(tmp_path: Path) -> None:
-    engine = opened(tmp_path / "f", queue_depth=64)
+    engine = opened(tmp_path / "f")
     source, out = random_pages(), random_pages(seed=2)
     asyncio.run(write_all(engine, source))
     leave_behind(engine, out)
@@ -180,7 +185,7 @@ def test_an_engine_that_nobody_closed_ends_what_it_began(tmp_path: Path) -> None
     del engine
     gc.collect()
     os.close(file)
-    np.testing.assert_array_equal(out[:64], source[:64])
+    assert_each_page_whole_or_untouched(out, source)
     assert ring.fd < 0
 
 
