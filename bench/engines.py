@@ -1,4 +1,4 @@
-"""The I/O engines on one file: ``threads`` (kvtier) beside aiofiles (peer) and fio (limit).
+"""The I/O engines on one file: ``uring`` and ``threads`` beside aiofiles (peer) and fio (limit).
 
 Batches of random 4 KiB reads and writes, one batch after the other, with O_DIRECT; the contenders
 take turns. fio keeps as many operations in flight as the batch allows, without a pause between
@@ -27,6 +27,7 @@ import numpy as np
 
 from kvtier.environment import describe_environment
 from kvtier.io import ENGINE_NAMES, FileEngine, open_engine
+from kvtier.io.ring import Ring, explain
 from kvtier.pages import I64, U8
 from kvtier.rows import aligned_rows
 
@@ -59,19 +60,28 @@ FULL = Scale(file_pages=1 << 18, round_pages=1 << 15, rounds=15, fio_s=2)
 async def main(scale: Scale, directory: Path | None, seed: int) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory(prefix="kvtier-bench-", dir=directory) as name:
-        engines = {engine: open_file(engine, Path(name), scale) for engine in ENGINE_NAMES}
+        engines = {engine: open_file(engine, Path(name), scale) for engine in possible_engines()}
         for engine in engines.values():
             await fill(engine, scale)
             await verify(engine, scale, rng)
-        rows = [
-            await measure(engines, Path(name), operation, batch, scale, rng)
-            for operation, batch in CASES
-        ]
+        rows = []
+        for operation, batch in CASES:
+            rows += await measure(engines, Path(name), operation, batch, scale, rng)
         direct = engines["threads"].direct
         for engine in engines.values():
             await engine.close()
     environment = describe_environment() | {"direct": direct, "fio": fio_version()}
     return {"environment": environment, "seed": seed, "rows": rows}
+
+
+def possible_engines() -> list[str]:
+    """The engines that this system allows."""
+    try:
+        Ring(QUEUE_DEPTH).close()
+    except OSError as error:
+        print(f"without uring: {explain(error)}")
+        return [name for name in ENGINE_NAMES if name != "uring"]
+    return list(ENGINE_NAMES)
 
 
 def open_file(engine: str, directory: Path, scale: Scale) -> FileEngine:
@@ -119,8 +129,8 @@ async def measure(
     batch: int,
     scale: Scale,
     rng: np.random.Generator,
-) -> dict[str, Any]:
-    """One row: the median IOPS of each contender, and their ratios."""
+) -> list[dict[str, Any]]:
+    """A row for each engine of kvtier: the median IOPS of the contenders, and their ratios."""
     rates: dict[str, list[float]] = {name: [] for name in (*engines, "fio")}
     for _ in range(scale.rounds):
         for name, engine in engines.items():
@@ -129,16 +139,21 @@ async def measure(
         if shutil.which("fio"):
             rates["fio"].append(fio_iops(directory / "threads", operation, batch, scale))
     median = {name: statistics.median(samples) for name, samples in rates.items() if samples}
-    ours, peer, limit = median["threads"], median["aiofiles"], median.get("fio")
-    return {
-        "case": f"random {PAGE_BYTES} B {operation}s in batches of {batch}, depth {QUEUE_DEPTH}",
-        "kvtier": ours,
-        "peer": peer,
-        "limit": limit,
-        "unit": "IOPS",
-        "ratio_peer": ours / peer,
-        "ratio_limit": None if limit is None else ours / limit,
-    }
+    peer, limit = median["aiofiles"], median.get("fio")
+    case = f"random {PAGE_BYTES} B {operation}s in batches of {batch}, depth {QUEUE_DEPTH}"
+    return [
+        {
+            "case": f"{name}: {case}",
+            "kvtier": median[name],
+            "peer": peer,
+            "limit": limit,
+            "unit": "IOPS",
+            "ratio_peer": median[name] / peer,
+            "ratio_limit": None if limit is None else median[name] / limit,
+        }
+        for name in engines
+        if name != "aiofiles"
+    ]
 
 
 async def turn(engine: FileEngine, operation: str, batches: I64) -> float:

@@ -130,7 +130,7 @@ def _tier_problems(tier: TierSettings, page_bytes: int) -> Iterator[Problem]:
     if tier.path is not None and tier.name != "nvme":
         yield Problem(f"{prefix}.path", f"{prefix}.path: only the nvme tier has a file")
     yield from _outside(f"{prefix}.admit", tier.admit, 0, 1)
-    yield from _outside(f"{prefix}.queue_depth", tier.queue_depth, 1, 4096)
+    yield from _outside(f"{prefix}.queue_depth", tier.queue_depth, 1, 1024)
     yield from _extent_problems(prefix, tier)
 
 

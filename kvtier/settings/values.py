@@ -93,7 +93,7 @@ class TierSettings:
     write: WriteRule = "through"
     path: Path | None = None
     engine: Engine = "auto"
-    queue_depth: int = 32
+    queue_depth: int = 128
     direct: bool = True
     merge_gap_pages: int = 0
     extent_pages_max: int = 32
