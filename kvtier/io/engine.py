@@ -7,6 +7,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from kvtier.errors import LimitError
+from kvtier.jit import jit
 from kvtier.pages import I64, U8
 
 OFFSET: Final = 0
@@ -90,7 +91,7 @@ def pack_extents(
     table[OFFSET] = offsets_bytes
     table[LENGTH] = lengths_bytes
     table[ROW] = rows
-    if table.shape[1] and not _fits(table, memory):
+    if not _fits(table, *memory.shape):
         raise LimitError(
             f"an extent leaves its memory of {memory.shape[0]} rows of {memory.shape[1]} bytes, "
             "or has a negative offset, length or row"
@@ -111,10 +112,13 @@ def _check_memory(memory: U8, alignment_bytes: int) -> None:
         )
 
 
-def _fits(table: I64, memory: U8) -> bool:
-    """Whether every extent lies inside ``memory``; no product here can overflow."""
-    rows, row_bytes = memory.shape
-    if int(table[:RESULT].min()) < 0 or int(table[ROW].max()) > rows:
-        return False
-    room = (rows - table[ROW]) * row_bytes
-    return bool((table[LENGTH] <= room).all())
+@jit
+def _fits(table: I64, rows: int, row_bytes: int) -> bool:
+    """Whether every extent lies inside the memory; no product here can overflow."""
+    for at in range(table.shape[1]):
+        row = table[ROW, at]
+        if table[OFFSET, at] < 0 or table[LENGTH, at] < 0 or row < 0 or row > rows:
+            return False
+        if table[LENGTH, at] > (rows - row) * row_bytes:
+            return False
+    return True

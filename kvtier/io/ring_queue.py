@@ -56,6 +56,7 @@ class RingQueue:
         self._batches = np.zeros((BATCHES_MAX, BATCH_WORDS), np.int64)
         self._queue = np.zeros(BATCHES_MAX, np.int64)
         self._ended = np.zeros(BATCHES_MAX, np.int64)
+        self._begun = 0
         self._free = list(range(BATCHES_MAX))
         self._held: dict[int, tuple[U8, I64]] = {}
         self._pinned: U8 | None = None
@@ -104,13 +105,16 @@ class RingQueue:
             operation = _OP_WRITE if writing else _OP_READ
         flags = _FLAG_FIXED_FILE if self.ring.fixed_file else 0
         count = table.shape[1]
+        command = operation | flags << 8 | self._file
+        address = table.ctypes.data
         self._batches[slot] = (
-            *(table.ctypes.data, count, 0, count, start, memory.shape[1]),
-            *(operation | flags << 8 | self._file, writing),
+            *(address, count, 0, count),
+            *(start, memory.shape[1], command, writing),
         )
         self._held[slot] = (memory, table)
-        self._queue[self._state[QUEUE_TAIL] % BATCHES_MAX] = slot
-        self._state[QUEUE_TAIL] += 1
+        self._queue[self._begun % BATCHES_MAX] = slot
+        self._begun += 1
+        self._state[QUEUE_TAIL] = self._begun
         return slot
 
     def turn(self, *, woken: bool = False, wait: bool = False) -> list[int]:

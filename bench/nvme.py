@@ -1,0 +1,234 @@
+"""Random reads of a drive: engine ``uring`` beside engine ``threads`` (peer) and fio (limit).
+
+Direct reads of one file by all contenders in turn, so many in flight all the time: fio with
+io_uring, a registered file and registered buffers; the engines with batches enough to keep a queue
+of them. Rows tell operations per second, and the processor time that each took. One page of every
+batch is compared with what was written. Without fio on the PATH the limit is null.
+
+    python bench/nvme.py [--quick] [--json FILE] [--directory DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import resource
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kvtier.environment import describe_environment, event_loop_factory
+from kvtier.io import FileEngine, open_engine
+from kvtier.pages import I64
+from kvtier.rows import aligned_rows
+
+PAGE_BYTES = 4096
+ENGINES = ("uring", "threads")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is asked of the drive.
+
+    Attributes:
+        io_pages: pages of one read.
+        depth: reads in flight.
+        batch: reads of one batch.
+    """
+
+    io_pages: int
+    depth: int
+    batch: int
+
+    @property
+    def tasks(self) -> int:
+        """Batches at once: twice what is in flight, so that there is always a next read."""
+        return 2 * self.depth // self.batch
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much is measured: pages of the file, turns of each contender, seconds of one."""
+
+    file_pages: int
+    rounds: int
+    turn_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """What one turn of a contender gave: reads per second, and processor time of each."""
+
+    iops: float
+    cpu_us: float
+
+
+CASES = (Case(1, 128, 64), Case(1, 64, 32), Case(16, 32, 16), Case(256, 16, 8))
+QUICK = Scale(file_pages=1 << 16, rounds=3, turn_s=0.5)
+FULL = Scale(file_pages=1 << 19, rounds=15, turn_s=2)
+
+
+async def main(scale: Scale, directory: Path | None, seed: int) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="kvtier-bench-", dir=directory) as name:
+        path = Path(name) / "pages"
+        direct = await fill(path, scale)
+        for case in CASES:
+            rows += await measure(path, case, scale, rng)
+    environment = describe_environment() | {"direct": direct, "fio": fio_version()}
+    return {"environment": environment, "seed": seed, "rows": rows}
+
+
+async def fill(path: Path, scale: Scale) -> bool:
+    """Write the number of each page into its words; whether past the page cache."""
+    engine = open_engine(
+        "auto",
+        path,
+        direct=True,
+        queue_depth=16,
+        size_bytes=scale.file_pages * PAGE_BYTES,
+        create=True,
+    )
+    step = 1024
+    content = aligned_rows(step, PAGE_BYTES)
+    for first in range(0, scale.file_pages, step):
+        content.view(np.int64)[:] = np.arange(first, first + step)[:, None]
+        offset, length = np.array([first * PAGE_BYTES]), np.array([content.nbytes])
+        if (await engine.write(offset, length, content, np.array([0])) != length).any():
+            raise SystemExit(f"bench/nvme.py: cannot fill {path}")
+    await engine.close()
+    return engine.direct
+
+
+async def measure(
+    path: Path, case: Case, scale: Scale, rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    """Two rows: reads per second, and processor time of each; medians over the turns."""
+    rates: dict[str, list[Rate]] = {name: [] for name in (*ENGINES, "fio")}
+    for _ in range(scale.rounds):
+        for name in ENGINES:
+            rates[name].append(await turn(name, path, case, scale, rng))
+        if shutil.which("fio"):
+            rates["fio"].append(fio_rate(path, case, scale))
+    what = f"random reads of {case.io_pages * PAGE_BYTES >> 10} KiB, depth {case.depth}"
+    return [
+        row(what, "IOPS", {name: [rate.iops for rate in of] for name, of in rates.items()}),
+        row(
+            f"processor time, {what}",
+            "us per read",
+            {name: [rate.cpu_us for rate in of] for name, of in rates.items()},
+        ),
+    ]
+
+
+def row(case: str, unit: str, samples: dict[str, list[float]]) -> dict[str, Any]:
+    median = {name: statistics.median(of) for name, of in samples.items() if of}
+    ours, peer, limit = median["uring"], median["threads"], median.get("fio")
+    return {
+        "case": case,
+        "kvtier": ours,
+        "peer": peer,
+        "limit": limit,
+        "unit": unit,
+        "ratio_peer": ours / peer,
+        "ratio_limit": None if limit is None else ours / limit,
+    }
+
+
+async def turn(name: str, path: Path, case: Case, scale: Scale, rng: np.random.Generator) -> Rate:
+    """One engine: every task has a batch under way, until the time is up."""
+    engine = open_engine(
+        name, path, direct=True, queue_depth=case.depth, size_bytes=None, create=False
+    )
+    rows = case.batch * case.io_pages
+    memory = aligned_rows(case.tasks * rows, PAGE_BYTES)
+    engine.pin(memory)
+    done = 0
+    start, used = time.perf_counter(), processor_s()
+
+    async def keep_reading(task: int) -> None:
+        nonlocal done
+        out = memory[task * rows : (task + 1) * rows]
+        places = np.arange(case.batch) * case.io_pages
+        lengths = np.full(case.batch, case.io_pages * PAGE_BYTES)
+        while time.perf_counter() < start + scale.turn_s:
+            first = rng.integers(0, scale.file_pages // case.io_pages, case.batch) * case.io_pages
+            await read(engine, first, lengths, out, places)
+            done += case.batch
+
+    await asyncio.gather(*map(keep_reading, range(case.tasks)))
+    duration, used = time.perf_counter() - start, processor_s() - used
+    await engine.close()
+    return Rate(done / duration, used / done * 1e6)
+
+
+async def read(engine: FileEngine, first: I64, lengths: I64, out: Any, places: I64) -> None:
+    moved = await engine.read(first * PAGE_BYTES, lengths, out, places)
+    last = int(places[-1] + lengths[-1] // PAGE_BYTES - 1)
+    wanted = first[-1] + lengths[-1] // PAGE_BYTES - 1
+    if (moved != lengths).any() or (out.view(np.int64)[last] != wanted).any():
+        raise SystemExit(f"bench/nvme.py: {engine.name} delivered a wrong page")
+
+
+def processor_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def fio_rate(path: Path, case: Case, scale: Scale) -> Rate:
+    command = [
+        *("fio", "--name=limit", f"--filename={path}", "--rw=randread", "--norandommap"),
+        *(f"--bs={case.io_pages * PAGE_BYTES}", "--direct=1", f"--iodepth={case.depth}"),
+        *("--ioengine=io_uring", "--registerfiles=1", "--fixedbufs=1", "--time_based"),
+        *(f"--runtime={scale.turn_s:g}s", "--output-format=json"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(
+            f"bench/nvme.py: fio failed: {done.stderr.strip()}; take it off the PATH to run without"
+        )
+    job = json.loads(done.stdout)["jobs"][0]
+    used_us = (job["usr_cpu"] + job["sys_cpu"]) / 100 * job["job_runtime"] * 1000
+    return Rate(float(job["read"]["iops"]), used_us / job["read"]["total_ios"])
+
+
+def fio_version() -> str | None:
+    if shutil.which("fio") is None:
+        return None
+    return subprocess.run(
+        ["fio", "--version"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def print_row(row: dict[str, Any]) -> None:
+    limit = "fio not found" if row["limit"] is None else f"{row['ratio_limit']:.2f} of fio"
+    print(
+        f"{row['case']}: {row['kvtier']:,.2f} {row['unit']}, "
+        f"{row['ratio_peer']:.2f} of threads, {limit}"
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="end within a minute")
+    parser.add_argument("--json", type=Path, help="write the result there")
+    parser.add_argument("--directory", type=Path, help="where the file lies (default: $TMPDIR)")
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+        result = runner.run(
+            main(QUICK if arguments.quick else FULL, arguments.directory, arguments.seed)
+        )
+    for one in result["rows"]:
+        print_row(one)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
