@@ -71,6 +71,7 @@ format: $(VENV)/check ## let ruff format and fix
 bench: $(VENV)/bench ## benchmarks beside their peers and limits, in short
 	$(BIN)/python bench/hits.py --quick
 	$(BIN)/python bench/engines.py --quick
+	$(BIN)/python bench/nvme.py --quick
 	$(BIN)/python bench/emulator.py --quick
 	$(BIN)/python bench/remote.py --quick
 

@@ -96,8 +96,7 @@ class Ring:
     def __init__(self, depth: int, setups: tuple[int, ...] = SETUPS) -> None:
         self.fixed_file = False
         self.event_fd = -1
-        self._thread = threading.get_ident()
-        self._process = os.getpid()
+        self._thread = threading.get_native_id()
         self.fd, self._parameters = _set_up(depth, setups)
         try:
             if self._parameters[5] & _FEATURES != _FEATURES:
@@ -114,7 +113,7 @@ class Ring:
     @property
     def foreign(self) -> bool:
         """Another thread, or the process that this one was forked from, made it."""
-        return (self._thread, self._process) != (threading.get_ident(), os.getpid())
+        return self._thread != threading.get_native_id()  # of no other thread in the system
 
     def register_file(self, fd: int) -> None:
         """Have the kernel keep hold of the file, if it can, so that no operation looks it up."""

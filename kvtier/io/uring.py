@@ -19,7 +19,8 @@ from kvtier.pages import I64, U8
 class UringEngine:
     """Hands batches to the kernel, and hears of their ends by an eventfd in the event loop.
 
-    It belongs to the event loop that uses it first, until that is closed.
+    It belongs to the event loop that uses it first, until that is closed; another one is refused
+    with LimitError.
 
     Args:
         file: taken over, closed by ``close``.
@@ -55,7 +56,7 @@ class UringEngine:
     def pin(self, memory: U8) -> None:
         """See :meth:`FileEngine.pin`."""
         self._pinned = memory
-        if not self._queue.busy:
+        if not self._queue.busy and not self._queue.ring.foreign:
             self._queue.pin(memory)
 
     async def close(self) -> None:
