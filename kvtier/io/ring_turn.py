@@ -31,6 +31,7 @@ from kvtier.io.ring import (
     SQ_HEAD,
     SQ_MASK,
     SQ_TAIL,
+    SYS_ENTER,
 )
 from kvtier.jit import jit
 from kvtier.pages import I64
@@ -70,7 +71,6 @@ TURN_ROUNDS_MAX: Final = 8
 OPERATION_BYTES_MAX: Final = 1 << 30
 """Longer extents are moved piece by piece: a length is a u32, and the kernel stops below 2 GiB."""
 
-_SYS_ENTER: Final = 426
 _GETEVENTS: Final = 1
 _SQ_WORK: Final = 1 << 1 | 1 << 2
 """CQ_OVERFLOW and TASKRUN: the kernel has completions for whoever enters it."""
@@ -127,7 +127,7 @@ def turn(
             read(np.int32(ring[EVENT_FD]), state.ctypes.data + 8 * COUNTER, 8)
             woken = False
             continue
-        if syscall(_SYS_ENTER, ring[FD], fresh, least, _GETEVENTS, 0, 0) >= 0:
+        if syscall(SYS_ENTER, ring[FD], fresh, least, _GETEVENTS, 0, 0) >= 0:
             wait = False
             continue
         error = int(errno_location()[0])
