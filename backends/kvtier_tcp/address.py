@@ -27,6 +27,7 @@ class Address:
         token: what it wants to be shown; may be empty.
         tls: makes the connection secret; None: clear text.
         server_name: the name that the server's certificate must have.
+        shows_certificate: whether this side has one to show.
     """
 
     host: str
@@ -34,6 +35,7 @@ class Address:
     token: str = field(repr=False)
     tls: ssl.SSLContext | None
     server_name: str
+    shows_certificate: bool
 
     def __str__(self) -> str:
         return _url("tcp" if self.tls is None else "tls", self.host, self.port)
@@ -49,7 +51,8 @@ def parse_address(options: Mapping[str, Any]) -> Address:
     scheme, host, port = _parse_url(options["url"])
     token = _token(options)
     if scheme == "tls":
-        return Address(host, port, token, _context(options), options.get("server_name", host))
+        name = options.get("server_name", host)
+        return Address(host, port, token, _context(options), name, "cert_file" in options)
     for name in _TLS_OPTIONS:
         if name in options:
             raise SettingsError(
@@ -62,7 +65,7 @@ def parse_address(options: Mapping[str, Any]) -> Address:
             f"{_url('tls', host, port)}, or set option 'cleartext' to true where you trust the "
             "network"
         )
-    return Address(host, port, token, None, host)
+    return Address(host, port, token, None, host, False)
 
 
 def _parse_url(url: str) -> tuple[str, str, int]:
@@ -71,9 +74,10 @@ def _parse_url(url: str) -> tuple[str, str, int]:
         host, port = parts.hostname, parts.port
     except ValueError:  # a port that is no number, a bracket that is not closed
         host, port = None, None
-    is_address = host and port and parts.scheme in ("tcp", "tls")
-    if is_address and url.rstrip("/").lower() == _url(parts.scheme, host, port):
-        return parts.scheme, host, port
+    if host and port and parts.scheme in ("tcp", "tls"):
+        whole = _url(parts.scheme, host, port)
+        if url.rstrip("/").lower() == whole:
+            return parts.scheme, host, port
     raise SettingsError(f"option 'url' of backend 'tcp' is {url!r}: {_FORM}")
 
 

@@ -121,6 +121,7 @@ class TcpBackend(Backend):
         except BaseException:  # a cancelled caller leaves an attempt behind
             await pool.close(ClosedError, "this backend was never opened")
             raise
+        assert connection.welcome is not None
         return cls(pool, connection.welcome, timeout_s)
 
     async def stat(self, keys: Sequence[bytes]) -> ObjectStats:

@@ -15,7 +15,7 @@ from kvtier.wire.frames import Frame, FrameLimits, FrameParser
 from kvtier.wire.messages import ErrorCode, Failure, Hello, Message, ReadReply, Welcome
 from kvtier_tcp.address import Address
 from kvtier_tcp.placement import Placement
-from kvtier_tcp.reasons import connecting, hint, losing
+from kvtier_tcp.reasons import connecting, hint, losing, never_welcomed
 
 Reply = TypeVar("Reply", bound=Message)
 
@@ -39,13 +39,13 @@ class Connection(asyncio.BufferedProtocol):
     """Made by :func:`connect`.
 
     Attributes:
-        welcome: what the server said of itself.
+        welcome: what the server said of itself; None until then.
         is_lost: nothing can be asked any more.
         uploading: held while an object goes in parts: one at a time, which any server takes.
         upload_numbers: those of the uploads to come.
     """
 
-    welcome: Welcome
+    welcome: Welcome | None = None
 
     def __init__(self, address: Address) -> None:
         self._address = address
@@ -148,7 +148,14 @@ class Connection(asyncio.BufferedProtocol):
         self._writable.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._fail(BackendError, losing(exc))
+        why = losing(exc)
+        if exc is None and self.welcome is None:
+            here = self._address
+            more = never_welcomed(
+                tls=here.tls is not None, shows_certificate=here.shows_certificate
+            )
+            why = f"{why}: {more}"
+        self._fail(BackendError, why)
         self._writable.set()
         self._closed.set()
 

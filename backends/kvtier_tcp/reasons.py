@@ -35,6 +35,8 @@ def connecting(error: OSError | TimeoutError, timeout_s: float) -> str:
         return f"no connection within {timeout_s:g} s: {_RUNNING}"
     if isinstance(error, ConnectionRefusedError):
         return f"connection refused: {_RUNNING}"
+    if isinstance(error, ConnectionError) and not error.strerror:
+        return "the server ended the TLS handshake: it may not speak TLS 1.3, which is needed"
     return f"{error.strerror or error}: {_RUNNING}"
 
 
@@ -43,6 +45,19 @@ def losing(error: Exception | None) -> str:
     if isinstance(error, ssl.SSLError):
         return _tls(error)
     return f"connection lost: {error or 'closed by the server'}"
+
+
+def never_welcomed(*, tls: bool, shows_certificate: bool) -> str:
+    """What may be wrong where a server hung up before it said anything.
+
+    A server on asyncio sends no alert when a handshake fails on its side (CPython's sslproto does
+    not flush it), and in TLS 1.3 the client's side is over by then.
+    """
+    if not tls:
+        return "if it speaks TLS, use tls://"
+    if shows_certificate:
+        return "it may not trust the certificate of this side: set 'cert_file' and 'key_file'"
+    return "it may want a certificate of this side: set options 'cert_file' and 'key_file'"
 
 
 def hint(text: str) -> str:
