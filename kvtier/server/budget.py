@@ -39,6 +39,10 @@ class Budget:
         self._line.append((size_bytes, granted))
         return False
 
+    def take_anyway(self, size_bytes: int) -> None:
+        """Take bytes whether there is room or not: for little things that must not wait."""
+        self.held_bytes += size_bytes
+
     def give(self, size_bytes: int) -> None:
         """Give bytes back; whoever waits and fits now is told."""
         self.held_bytes -= size_bytes

@@ -19,7 +19,8 @@ class ServerLimits:
     Attributes:
         frame: of a single frame, received or sent.
         memory_bytes_max: requests and replies being worked on, of all connections together;
-            payloads count from their first byte on. Who finds no room is not read from.
+            payloads count from their first byte on. Who finds no room is not read from; only a
+            connection's single small request always has some.
         inflight_bytes_max: the same of one connection; one request alone may be larger.
         batch_items_max: most keys, extents or objects of one request.
         connections_max: connections at once.

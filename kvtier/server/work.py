@@ -25,6 +25,11 @@ _REQUEST_BYTES: Final = 4096
 """What a request counts for beside its payload, so that a flood of small ones is bounded too."""
 
 
+_SMALL_BYTES: Final = 64 << 10
+"""A request that counts for no more, the only one of its connection, finds room however many
+others hold what there is: those who take their answers are not stopped by those who do not."""
+
+
 @dataclass(slots=True, eq=False)
 class _Claim:
     """Memory that a request counts for."""
@@ -143,7 +148,10 @@ class Work:
     def _has_grant(self, claim: _Claim) -> bool:
         """Whether the server has the memory; else this connection stands in line for it."""
         if not claim.is_granted and self._asking is None:
-            if self._export.budget.take(claim.size_bytes, self._granted):
+            if claim.size_bytes <= _SMALL_BYTES and not self._running:
+                self._export.budget.take_anyway(claim.size_bytes)
+                claim.is_granted = True
+            elif self._export.budget.take(claim.size_bytes, self._granted):
                 claim.is_granted = True
             else:
                 self._asking = claim
