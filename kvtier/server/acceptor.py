@@ -7,6 +7,7 @@ a TLS handshake that fails must be logged, and those under way must have a bound
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import socket
@@ -104,18 +105,18 @@ class Acceptor:
                 "ssl_handshake_timeout": limits.hello_timeout_s,
                 "ssl_shutdown_timeout": _SHUTDOWN_S,
             }
-        self._is_closed = False
-        self._opening: dict[asyncio.Task[None], None] = {}  # the oldest first
+        self._opening: dict[asyncio.Task[None], socket.socket] = {}  # the oldest first
         loop = asyncio.get_running_loop()
         self._accepting = [loop.create_task(self._accept(one)) for one in sockets]
 
     async def close(self) -> None:
         """Accept nothing more, and end the handshakes that are under way."""
-        self._is_closed = True
-        tasks = [*self._accepting, *self._opening]
-        for task in tasks:
+        for task in self._accepting:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._tls:
+            for accepted in self._opening.values():
+                _cut(accepted)
+        await asyncio.gather(*self._accepting, *self._opening, return_exceptions=True)
         for one in self._sockets:
             one.close()
 
@@ -129,21 +130,16 @@ class Acceptor:
                 await asyncio.sleep(_PAUSE_S)
                 continue
             opening = loop.create_task(self._open(accepted, peer_name(address)))
-            self._opening[opening] = None
+            self._opening[opening] = accepted
             opening.add_done_callback(self._opened)
-            if len(self._opening) > self._limits.strangers_max:
-                next(iter(self._opening)).cancel()
+            if self._tls and len(self._opening) > self._limits.strangers_max:
+                _cut(next(iter(self._opening.values())))
 
     async def _open(self, accepted: socket.socket, peer: str) -> None:
         try:
             accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             loop = asyncio.get_running_loop()
             await loop.connect_accepted_socket(self._make, accepted, **self._tls)
-        except asyncio.CancelledError:
-            accepted.close()
-            if not self._is_closed:
-                self._refusals.note(Reason.TLS, peer, "too many handshakes are under way")
-            raise
         except OSError as error:
             self._refusals.note(Reason.TLS, peer, _reason(error))
             accepted.close()
@@ -152,6 +148,12 @@ class Acceptor:
         self._opening.pop(opening, None)
         if not opening.cancelled() and opening.exception() is not None:
             _LOG.error("a connection could not be opened", exc_info=opening.exception())
+
+
+def _cut(accepted: socket.socket) -> None:
+    """End a handshake from below: uvloop closes a cancelled one without telling its protocol."""
+    with contextlib.suppress(OSError):  # the peer was quicker
+        accepted.shutdown(socket.SHUT_RDWR)
 
 
 def _reason(error: OSError) -> str:
