@@ -15,6 +15,49 @@ from kvtier.settings.described import to_dict
 from kvtier.settings.gpus import device_names, gpus_of
 from kvtier.settings.machine import check_machine
 from kvtier.settings.presets import MODEL_PRESETS, default_model, model_source
+from kvtier.settings.resilience import (
+    BreakerSettings,
+    NegativeSettings,
+    RateSettings,
+    ResilienceSettings,
+    RetrySettings,
+)
+from kvtier.settings.serve import ServeSettings
+from kvtier.settings.toml import default_settings, load_settings, parse_assignment
+from kvtier.settings.values import (
+    ChainSettings,
+    Device,
+    DeviceModel,
+    Engine,
+    HostSettings,
+    LinkSettings,
+    OriginSettings,
+    ReplaySettings,
+    Settings,
+    Spread,
+    TierName,
+    TierSettings,
+    TopologySettings,
+    WriteRule,
+)
+
+__all__ = [
+    "COMPUTE_PRESETS",
+    "MODEL_PRESETS",
+    "BreakerSettings",
+    "ChainSettings",
+    "ComputeSettings",
+    "Device",
+    "DeviceModel",
+    "Engine",
+    "HostSettings",
+    "LinkSettings",
+    "NegativeSettings",
+    "OriginSettings",
+    "RateSettings",
+    "ReplaySettings",
+    "ResilienceSettings",
+    "RetrySettings",
     "ServeSettings",
     "ServingSettings",
     "Settings",

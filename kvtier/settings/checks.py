@@ -14,6 +14,7 @@ from kvtier.settings.compute import COMPUTE_PRESETS, ComputeSettings
 from kvtier.settings.gpus import gpu_problems, gpus_of
 from kvtier.settings.keys import toml_key
 from kvtier.settings.presets import flash_model
+from kvtier.settings.resilience import resilience_problems
 from kvtier.settings.serve import serve_problems
 from kvtier.settings.values import (
     ChainSettings,

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 from kvtier.pages import PAGE_BYTES_DEFAULT
 from kvtier.settings.compute import ComputeSettings, ServingSettings
+from kvtier.settings.resilience import ResilienceSettings
 from kvtier.settings.serve import ServeSettings
 from kvtier.ssd import SsdModel
 

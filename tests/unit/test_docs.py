@@ -23,7 +23,46 @@ from kvtier.settings import (
     OriginSettings,
     RateSettings,
     ReplaySettings,
+    ResilienceSettings,
+    RetrySettings,
+    ServeSettings,
+    ServingSettings,
+    Settings,
+    TierSettings,
+    TopologySettings,
+    load_settings,
+)
+from kvtier.settings.keys import toml_key
+from kvtier.ssd import SsdModel
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_every_setting_is_documented() -> None:
+    documented = set(re.findall(r"[a-z_]+", text("docs/settings.md")))
+    kinds = (
+        Settings,
+        TierSettings,
+        OriginSettings,
+        ChainSettings,
+        ReplaySettings,
+        DeviceModel,
+        SsdModel,
+        TopologySettings,
+        LinkSettings,
+        ComputeSettings,
+        ServingSettings,
+        HostSettings,
         ServeSettings,
+        ResilienceSettings,
+        RetrySettings,
+        BreakerSettings,
+        NegativeSettings,
+        RateSettings,
     )
     keys = {toml_key(field.name) for kind in kinds for field in dataclasses.fields(kind)}
     assert keys - {"name"} - documented == set()
