@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from tls_authority import Authority, Certificate
 from kvtier_memory import MemoryBackend
 from kvtier_tcp import TcpBackend
+from tls_authority import Authority, Certificate
 
 from kvtier.backend import Backend
 from kvtier.errors import BackendError, SettingsError

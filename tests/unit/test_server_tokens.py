@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from certificates import Authority
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kvtier_memory import MemoryBackend
+from tls_authority import Authority
 
 from kvtier.backend import Backend
 from kvtier.errors import LimitError, SettingsError
