@@ -46,6 +46,8 @@ test-lowest: ## the suite with the oldest dependencies that are supported
 soak: $(VENV)/test ## long forms of the random tests
 	KVTIER_CHAOS_SEEDS=400 $(BIN)/python -m pytest tests/simulation/test_chaos.py tests/simulation/test_events_chaos.py tests/simulation/test_resilience.py
 	KVTIER_CHAOS_SEEDS=400 $(BIN)/python -m pytest --timeout=600 -s tests/simulation/test_remote_chaos.py
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	$(BIN)/python bench/wire_fuzz.py
 	KVTIER_PARITY_SEQUENCES=4000 $(BIN)/python -m pytest --timeout=1800 tests/unit/test_index_engines.py
 
 # The sanitizers must be loaded before Python; lanes are threads, so that each access is seen.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,8 @@ from kvtier.wire.messages import (
     StatReply,
     Welcome,
 )
-from kvtier_tcp.connection import Address, Connection, Reply, connect
+from kvtier_tcp.address import parse_address
+from kvtier_tcp.connection import Connection, Reply, connect
 from kvtier_tcp.cutting import cut_items, cut_pages, part_of
 from kvtier_tcp.placement import Placement
 from kvtier_tcp.pool import Pool
@@ -54,9 +55,16 @@ _CONNECTIONS_MAX: Final = 64
 _REQUEST_BYTES: Final = 4 << 20
 """Payload from which on a batch goes as several requests, so that reading overlaps with sending."""
 
-_OPTIONS: Final = {
+_OPTIONS: Final[Mapping[str, type | tuple[type, ...]]] = {
     "url": str,
     "token": str,
+    "token_file": (str, Path),
+    "token_env": str,
+    "ca_file": (str, Path),
+    "cert_file": (str, Path),
+    "key_file": (str, Path),
+    "server_name": str,
+    "cleartext": bool,
     "connections": int,
     "connect_timeout_s": float,
     "timeout_s": float,
@@ -67,8 +75,14 @@ class TcpBackend(Backend):
     """A store on another host.
 
     Options:
-        url: ``tcp://HOST:PORT`` of a ``kvtier serve``.
-        token: what that server asks of its clients.
+        url: ``tls://HOST:PORT`` of a ``kvtier serve``, or ``tcp://HOST:PORT`` for clear text.
+        token, token_file, token_env: what that server asks of its clients, or a file or an
+            environment variable that holds it. Settings hide the first in what they show.
+        ca_file: certificates of the authorities that may have signed the server's; by default
+            those that this system trusts.
+        cert_file, key_file: what this side shows, where the server wants a certificate.
+        server_name: the name in the server's certificate, where it is not the host of the url.
+        cleartext: send a token over ``tcp://`` beyond this machine.
         connections: connections used in turn; 2 by default.
         connect_timeout_s: how long making one may take; 5 by default.
         timeout_s: how long a request may take; 30 by default.
@@ -83,6 +97,7 @@ class TcpBackend(Backend):
         self._timeout_s = timeout_s
         self._closed = False
         payload_bytes_max = min(welcome.payload_bytes_max, FrameLimits().payload_bytes_max)
+        self._items_max = min(welcome.items_max, ITEMS_MAX)
         self._frame_pages = payload_bytes_max // welcome.page_bytes
         self._request_pages = max(1, min(_REQUEST_BYTES, payload_bytes_max) // welcome.page_bytes)
         self.capability = _capability(welcome.capability, self._frame_pages)
@@ -91,7 +106,7 @@ class TcpBackend(Backend):
     async def open(cls, options: Mapping[str, Any], page_bytes: int) -> TcpBackend:
         check_options(options, _OPTIONS, "tcp", required=("url",))
         check_page_bytes(page_bytes)
-        address = _parse_address(options["url"], options.get("token", ""))
+        address = parse_address(options)
         size = options.get("connections", 2)
         if not 1 <= size <= _CONNECTIONS_MAX:
             raise SettingsError(
@@ -106,13 +121,17 @@ class TcpBackend(Backend):
         except BaseException:  # a cancelled caller leaves an attempt behind
             await pool.close(ClosedError, "this backend was never opened")
             raise
+        assert connection.welcome is not None
         return cls(pool, connection.welcome, timeout_s)
 
     async def stat(self, keys: Sequence[bytes]) -> ObjectStats:
         self._check_open()
         check_keys(keys, self.capability)
         replies = await _together(
-            [self._ask(Stat(tuple(keys[part])), StatReply) for part in cut_items(len(keys))]
+            [
+                self._ask(Stat(tuple(keys[part])), StatReply)
+                for part in cut_items(len(keys), self._items_max)
+            ]
         )
         return ObjectStats(
             pages=_joined([reply.stats.pages for reply in replies], np.int64),
@@ -122,8 +141,8 @@ class TcpBackend(Backend):
     async def read(self, batch: ExtentBatch, out: U8) -> U8:
         self._check_open()
         check_extents(batch, out, self._page_bytes, self.capability)
-        parts = cut_pages(batch.page_count, self._request_pages)
-        if len(parts) == 1 and len(batch.keys) <= ITEMS_MAX:
+        parts = cut_pages(batch.page_count, self._request_pages, self._items_max)
+        if len(parts) == 1 and len(batch.keys) <= self._items_max:
             return await self._read_part(batch, out)
         statuses = await _together([self._read_part(part_of(batch, part), out) for part in parts])
         return _joined(statuses, np.uint8)
@@ -135,7 +154,7 @@ class TcpBackend(Backend):
         results = await _together(
             [
                 self._put_some(batch, part, batch.payload[rows[part.start] : rows[part.stop]])
-                for part in cut_pages(batch.page_counts, self._request_pages)
+                for part in cut_pages(batch.page_counts, self._request_pages, self._items_max)
             ]
         )
         return PutResult(
@@ -147,7 +166,10 @@ class TcpBackend(Backend):
         self._check_open()
         check_keys(keys, self.capability)
         replies = await _together(
-            [self._ask(Delete(tuple(keys[part])), DeleteReply) for part in cut_items(len(keys))]
+            [
+                self._ask(Delete(tuple(keys[part])), DeleteReply)
+                for part in cut_items(len(keys), self._items_max)
+            ]
         )
         return _joined([reply.status for reply in replies], np.uint8)
 
@@ -224,19 +246,6 @@ def _capability(there: Capability, frame_pages: int) -> Capability:
         key_bytes_max=min(there.key_bytes_max, KEY_BYTES_MAX),
         extent_pages_max=min(there.extent_pages_max, frame_pages),
     )
-
-
-def _parse_address(url: str, token: str) -> Address:
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:  # a port that is no number, a bracket that is not closed
-        host, port = None, None
-    if not host or not port or url.rstrip("/").lower() != str(Address(host, port, "")):
-        raise SettingsError(
-            f"option 'url' of backend 'tcp' is {url!r}: it must be of the form tcp://HOST:PORT"
-        )
-    return Address(host, port, token)
 
 
 def _seconds(options: Mapping[str, Any], name: str, default: float) -> float:

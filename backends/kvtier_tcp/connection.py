@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from itertools import count
-from typing import Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from kvtier.backend import API_VERSION
 from kvtier.errors import BackendError, KvtierError, LimitError, ProtocolError
@@ -13,7 +13,9 @@ from kvtier.pages import U8
 from kvtier.wire.codec import decode, encode
 from kvtier.wire.frames import Frame, FrameLimits, FrameParser
 from kvtier.wire.messages import ErrorCode, Failure, Hello, Message, ReadReply, Welcome
+from kvtier_tcp.address import Address
 from kvtier_tcp.placement import Placement
+from kvtier_tcp.reasons import connecting, hint, losing, never_welcomed
 
 Reply = TypeVar("Reply", bound=Message)
 
@@ -23,19 +25,6 @@ _HEAD_BYTES: Final = 16 << 10
 _SILENT_S: Final = 5.0
 """How long a server may say nothing to a caller that leaves: else no caller with less patience
 than ``timeout_s`` would ever find out that a connection is dead."""
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where a server listens, and what it wants to be shown."""
-
-    host: str
-    port: int
-    token: str
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"tcp://{host}:{self.port}"
 
 
 @dataclass(slots=True, eq=False)
@@ -50,13 +39,13 @@ class Connection(asyncio.BufferedProtocol):
     """Made by :func:`connect`.
 
     Attributes:
-        welcome: what the server said of itself.
+        welcome: what the server said of itself; None until then.
         is_lost: nothing can be asked any more.
         uploading: held while an object goes in parts: one at a time, which any server takes.
         upload_numbers: those of the uploads to come.
     """
 
-    welcome: Welcome
+    welcome: Welcome | None = None
 
     def __init__(self, address: Address) -> None:
         self._address = address
@@ -150,7 +139,7 @@ class Connection(asyncio.BufferedProtocol):
         try:
             self._parser.buffer_updated(nbytes)
         except ProtocolError as error:
-            self._give_up(BackendError, f"the answer makes no sense: {error}")
+            self._give_up(BackendError, hint(f"the answer makes no sense: {error}"))
 
     def pause_writing(self) -> None:
         self._writable.clear()
@@ -159,7 +148,14 @@ class Connection(asyncio.BufferedProtocol):
         self._writable.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._fail(BackendError, f"connection lost: {exc or 'closed by the server'}")
+        why = losing(exc)
+        if exc is None and self.welcome is None:
+            here = self._address
+            more = never_welcomed(
+                tls=here.tls is not None, shows_certificate=here.shows_certificate
+            )
+            why = f"{why}: {more}"
+        self._fail(BackendError, why)
         self._writable.set()
         self._closed.set()
 
@@ -235,15 +231,16 @@ async def connect(address: Address, page_bytes: int, timeout_s: float) -> Connec
             of another size.
     """
     loop = asyncio.get_running_loop()
+    tls: dict[str, Any] = {}
+    if address.tls is not None:
+        tls = {"ssl": address.tls, "server_hostname": address.server_name}
     try:
         async with asyncio.timeout(timeout_s):
             _, connection = await loop.create_connection(
-                lambda: Connection(address), address.host, address.port
+                lambda: Connection(address), address.host, address.port, **tls
             )
     except (OSError, TimeoutError) as error:
-        raise BackendError(
-            f"origin {address}: {_reason(error, timeout_s)}: is `kvtier serve` running there?"
-        ) from error
+        raise BackendError(f"origin {address}: {connecting(error, timeout_s)}") from error
     try:
         hello = Hello(address.token.encode())
         connection.welcome = await connection.ask(hello, Welcome, timeout_s)
@@ -252,14 +249,6 @@ async def connect(address: Address, page_bytes: int, timeout_s: float) -> Connec
         await connection.close(BackendError, "it could not be opened")
         raise
     return connection
-
-
-def _reason(error: OSError, timeout_s: float) -> str:
-    if isinstance(error, TimeoutError):
-        return f"no connection within {timeout_s:g} s"
-    if isinstance(error, ConnectionRefusedError):
-        return "connection refused"
-    return error.strerror or str(error)
 
 
 def _check_welcome(welcome: Welcome, address: Address, page_bytes: int) -> None:
@@ -273,3 +262,5 @@ def _check_welcome(welcome: Welcome, address: Address, page_bytes: int) -> None:
             f"origin {address}: its backend interface is version "
             f"{welcome.capability.api_version}, here {API_VERSION}: install versions that fit"
         )
+    if not (welcome.items_max and welcome.payload_bytes_max >= page_bytes):
+        raise BackendError(f"origin {address}: its limits let no request through")

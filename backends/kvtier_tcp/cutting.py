@@ -7,24 +7,23 @@ from numpy.typing import NDArray
 
 from kvtier.backend import ExtentBatch
 from kvtier.pages import U32
-from kvtier.wire.codec import ITEMS_MAX
 
 
-def cut_items(count: int) -> list[slice]:
+def cut_items(count: int, items_max: int) -> list[slice]:
     """``count`` keys, in parts of what one request may name."""
-    return [slice(start, start + ITEMS_MAX) for start in range(0, count, ITEMS_MAX)]
+    return [slice(start, start + items_max) for start in range(0, count, items_max)]
 
 
-def cut_pages(page_counts: U32, pages_max: int) -> list[slice]:
+def cut_pages(page_counts: U32, pages_max: int, items_max: int) -> list[slice]:
     """Items of so many pages each, in parts of at most ``pages_max``, or of one larger item."""
-    if 0 < len(page_counts) <= ITEMS_MAX and int(page_counts.sum(dtype=np.int64)) <= pages_max:
+    if 0 < len(page_counts) <= items_max and int(page_counts.sum(dtype=np.int64)) <= pages_max:
         return [slice(0, len(page_counts))]
     ends = np.cumsum(page_counts, dtype=np.int64)
     parts: list[slice] = []
     start, before = 0, 0
     while start < len(ends):
         fitting = int(np.searchsorted(ends, before + pages_max, side="right"))
-        stop = min(max(fitting, start + 1), start + ITEMS_MAX)
+        stop = min(max(fitting, start + 1), start + items_max)
         parts.append(slice(start, stop))
         start, before = stop, int(ends[stop - 1])
     return parts

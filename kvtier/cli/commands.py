@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import sys
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -24,6 +25,9 @@ from kvtier.settings import OriginSettings, Settings, load_settings, parse_assig
 from kvtier.units import parse_bytes
 
 T = TypeVar("T")
+
+_SERVE_OPTIONS: Final = ("host", "port", "token_file", "metrics_port")
+"""Of the command line, which win over the settings of the same names."""
 
 _WIDTH: Final = 110
 """Columns of a report that goes to no terminal."""
@@ -158,12 +162,14 @@ def serve(arguments: argparse.Namespace) -> Exit:
     """``kvtier serve``: a backend for other hosts, until SIGINT or SIGTERM."""
     settings = load_settings(arguments.config, arguments.overrides)
     origin = _origin_to_serve(settings, arguments)
-    token = None if arguments.token_file is None else _read_token(arguments.token_file)
+    given = {name: getattr(arguments, name) for name in _SERVE_OPTIONS}
+    door = replace(
+        settings.serve, **{name: value for name, value in given.items() if value is not None}
+    )
     from kvtier.server import run
 
-    host, port = arguments.host, arguments.port
-    page_bytes, seed = settings.page_bytes, settings.seed
-    run_async(run(origin, host, port, _announce, page_bytes, seed=seed, token=token))
+    logging.basicConfig(format="kvtier serve: %(message)s", level=logging.WARNING)
+    run_async(run(origin, door, settings.page_bytes, _announce, seed=settings.seed))
     return Exit.DONE
 
 
@@ -300,20 +306,11 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     return dict(parse_assignment(text, "--option") for text in arguments.option)
 
 
-def _read_token(path: Path) -> str:
-    try:
-        token = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"--token-file {path}: cannot be read: {error}") from error
-    if not token:
-        raise SettingsError(f"--token-file {path}: is empty; put the token into it")
-    return token
-
-
-def _announce(host: str, port: int) -> None:
-    """The line that scripts wait for."""
-    shown = f"[{host}]" if ":" in host else host
-    sys.stdout.write(f"kvtier serve: listening on tcp://{shown}:{port}\n")
+def _announce(url: str, metrics_url: str | None) -> None:
+    """The lines that scripts wait for."""
+    sys.stdout.write(f"kvtier serve: listening on {url}\n")
+    if metrics_url is not None:
+        sys.stdout.write(f"kvtier serve: metrics on {metrics_url}/metrics\n")
     sys.stdout.flush()
 
 

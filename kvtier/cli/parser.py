@@ -177,12 +177,15 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
     _add_settings(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="where to listen (%(default)s)")
-    parser.add_argument("--port", type=_port, default=7070, help="0 takes any (%(default)s)")
+    parser.add_argument("--host", help="where to listen (127.0.0.1); beyond loopback see docs")
+    parser.add_argument("--port", type=_port, help="0 takes any (7070)")
     parser.add_argument("--backend", metavar="NAME", help="in the place of the settings' origin")
     _add_option(parser, "an option of --backend")
     parser.add_argument(
-        "--token-file", type=Path, metavar="F", help="holds the token that clients must present"
+        "--token-file", type=Path, metavar="F", help="tokens of clients, and their tenants"
+    )
+    parser.add_argument(
+        "--metrics-port", type=_port, metavar="PORT", help="tell metrics and health over HTTP there"
     )
     _finish(parser, commands.serve)
 

@@ -68,6 +68,7 @@ class Answers:
         self._page_bytes = page_bytes
         self._object_pages_max = object_pages_max
         self._uploads = uploads
+        self._limits = limits
         self._payload_bytes_max = limits.frame.payload_bytes_max
         self._listings_max = limits.listings_max
         self._listings: dict[int, AsyncIterator[bytes]] = {}  # those that nobody is reading now
@@ -100,9 +101,11 @@ class Answers:
                 await self._uploads.abandon(upload)
                 return AbandonReply()
             case Stat(keys):
+                self._limits.check_items(keys)
                 return StatReply(await self._backend.stat(keys))
             case Delete(keys):
                 self._check_writable()
+                self._limits.check_items(keys)
                 return DeleteReply(await self._backend.delete(keys))
             case Keys(cursor):
                 return await self._next_keys(cursor)
@@ -112,6 +115,8 @@ class Answers:
     async def _read(self, number: int, message: Read) -> Buffers:
         """Read into the memory that is sent: room for the head, then the pages."""
         batch = message.batch
+        self._limits.check_items(batch.keys)
+        self._limits.check_items(batch)
         payload_bytes = reply_bytes(message, self._page_bytes)
         if payload_bytes > self._payload_bytes_max:
             raise LimitError(
@@ -132,6 +137,7 @@ class Answers:
 
     async def _put(self, message: Put, payload: U8 | None) -> PutResult:
         self._check_writable()
+        self._limits.check_items(message.keys)
         pages = int(message.page_counts.sum(dtype=np.int64))
         have_bytes = 0 if payload is None else payload.nbytes
         if have_bytes != pages * self._page_bytes:

@@ -1,249 +1,250 @@
-"""One client of a server: its frames, the requests being answered, and the bound on them."""
+"""One client of a server: how it is let in, its frames, its deadlines, and how it is hung up on."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
-import logging
-from collections import deque
-from collections.abc import Coroutine
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import numpy as np
 
-from kvtier.backend import Backend
-from kvtier.errors import KvtierError, LimitError, ProtocolError
+from kvtier.errors import ProtocolError
 from kvtier.pages import U8
-from kvtier.server.answers import Answers, Buffers, reply_bytes
-from kvtier.server.limits import ServerLimits
-from kvtier.server.spool import SpoolRoom
+from kvtier.server.answers import Answers, Buffers
+from kvtier.server.export import Export
+from kvtier.server.pace import Pace
+from kvtier.server.refusals import Reason
+from kvtier.server.tenants import tenant_view
 from kvtier.server.uploads import Uploads
+from kvtier.server.work import Work
 from kvtier.wire.codec import decode, encode
 from kvtier.wire.frames import Frame, FrameLimits, FrameParser
 from kvtier.wire.messages import ErrorCode, Failure, Hello, Message, Welcome
 
-_LOG: Final = logging.getLogger(__name__)
-
-_REQUEST_BYTES: Final = 4096
-"""What a request counts for beside its payload, so that a flood of small ones is bounded too."""
-
 _STRANGER: Final = FrameLimits(body_bytes_max=4096, payload_bytes_max=0)
 """What a connection may send before its HELLO was accepted."""
 
+_TLS_HANDSHAKE: Final = b"\x16\x03"
+"""Begins the first record of a peer that speaks TLS (RFC 8446, 5.1)."""
 
-@dataclass(frozen=True, slots=True)
-class Export:
-    """What all connections of a server share.
+_IGNORED: Final = memoryview(bytearray(1 << 16))
+"""Takes what is received of peers that were hung up on; nobody reads it."""
 
-    Attributes:
-        backend: what is exported.
-        page_bytes: the page size that it was opened with.
-        token: what a client must present; None accepts all.
-        limits: bounds.
-        room: where uploads wait for their end.
-        connections: the connections there are.
-        tasks: what runs on their behalf.
-    """
-
-    backend: Backend
-    page_bytes: int
-    token: str | None
-    limits: ServerLimits
-    room: SpoolRoom = field(default_factory=SpoolRoom)
-    connections: set[Connection] = field(default_factory=set)
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+_CODES: Final = {
+    Reason.TOKEN: ErrorCode.DENIED,
+    Reason.SILENT: ErrorCode.DENIED,
+    Reason.PROTOCOL: ErrorCode.PROTOCOL,
+}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Request:
-    number: int
-    message: Message
-    payload: U8 | None
-    held_bytes: int
-    """What it counts for against ``inflight_bytes_max``."""
+def peer_name(address: object) -> str:
+    """A peer's address for the log."""
+    match address:
+        case (str(host), int(port), *_):
+            return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return "a peer that left"
 
 
 class Connection(asyncio.BufferedProtocol):
-    """Parses requests, starts as many as there is room for, writes their answers in any order."""
+    """Takes frames off the transport, and gives requests to :class:`Work`."""
 
     def __init__(self, export: Export) -> None:
         self._export = export
         self._limits = export.limits
         self._parser = FrameParser(self, _STRANGER)
-        self._answers: Answers | None = None  # once the HELLO was accepted
-        self._waiting: deque[_Request] = deque()
-        self._running: set[asyncio.Task[None]] = set()
-        self._held_bytes = 0
+        self._work: Work | None = None  # once the HELLO was accepted
+        self._pace = Pace(export.clock.now_ns())
         self._payload: U8 | None = None  # of the PUT that is arriving
         self._reading = True
-        self._finishing = False
-        self._writable = asyncio.Event()
-        self._writable.set()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._finishing = False  # no more requests are taken
+        self._hung_up = False  # the last word was said
+        self._closing: asyncio.TimerHandle | None = None
         self._closed = asyncio.Event()
+
+    @property
+    def running(self) -> int:
+        """Requests being worked on."""
+        return self._work.running if self._work is not None else 0
 
     # What the transport calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._export.connections.add(self)
-        self._silence = asyncio.get_running_loop().call_later(
-            self._limits.hello_timeout_s, self._refuse, ErrorCode.DENIED, "no HELLO came in time"
-        )
-        if len(self._export.connections) > self._limits.connections_max:
-            self._refuse(ErrorCode.LIMIT, "the server has all the connections that it may have")
+        self._peer = peer_name(transport.get_extra_info("peername"))
+        export = self._export
+        export.counters.accepted += 1
+        export.connections[self] = None
+        export.strangers[self] = None
+        if len(export.connections) > self._limits.connections_max:
+            self.refuse(Reason.FULL, "the server has all the connections that it may have")
+        elif len(export.strangers) > self._limits.strangers_max:
+            oldest = next(iter(export.strangers))
+            oldest.refuse(Reason.FULL, "too many clients come in at once")
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the parser knows better
-        return self._parser.get_buffer()
+        return _IGNORED if self._hung_up else self._parser.get_buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
+        if self._hung_up:
+            return
+        self._export.counters.received_bytes += nbytes
+        if not self._pace.is_stranger:
+            self._pace.quiet_ns = self._export.clock.now_ns()
         try:
             self._parser.buffer_updated(nbytes)
         except ProtocolError as error:
-            self._refuse(ErrorCode.PROTOCOL, str(error))
+            self.refuse(Reason.PROTOCOL, _with_hint(error))
+            return
+        if not self._parser.is_amid_frame:
+            self._pace.frame_ns = None
+        elif self._pace.frame_ns is None:
+            self._pace.frame_ns = self._export.clock.now_ns()
 
     def pause_writing(self) -> None:
-        self._writable.clear()
+        self._pace.blocked_ns = self._export.clock.now_ns()
+        if self._work is not None:
+            self._work.writable.clear()
 
     def resume_writing(self) -> None:
-        self._writable.set()
+        self._pace.blocked_ns = None
+        if self._work is not None:
+            self._work.writable.set()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - all are an end
-        self._silence.cancel()
-        self._export.connections.discard(self)
-        self._finishing = True
-        self._waiting.clear()
-        for task in self._running:
-            task.cancel()
-        if self._answers is not None:
-            self._spawn(self._answers.close())
+        if self._closing is not None:
+            self._closing.cancel()
+        for those in (self._export.connections, self._export.strangers, self._export.leaving):
+            those.pop(self, None)
+        self._finishing = self._hung_up = True
+        if self._work is not None:
+            self._work.end()
         self._closed.set()
 
     # What the parser calls.
 
     def place_payload(self, frame: Frame) -> list[memoryview] | None:
-        if self._finishing:
+        if self._finishing or self._work is None:
             return None
+        # Memory that the system gives only as it is written to.
         self._payload = np.empty(frame.payload_bytes, np.uint8)
+        self._work.expect(frame)
         return [self._payload.data]
 
     def take_frame(self, frame: Frame) -> None:
+        self._pace.frame_ns = None
         payload, self._payload = self._payload, None
         if self._finishing:
             return
         message = decode(frame)
-        if self._answers is None:
+        if self._work is None:
             self._greet(frame.request, message)
-            return
-        held_bytes = _REQUEST_BYTES + len(frame.body) + frame.payload_bytes
-        held_bytes += reply_bytes(message, self._export.page_bytes)
-        self._waiting.append(_Request(frame.request, message, payload, held_bytes))
-        self._start_waiting()
+        else:
+            self._work.take(frame.request, message, payload, len(frame.body))
 
     # What the server calls.
 
-    async def finish(self, grace_s: float) -> None:
-        """Answer what was received and close; after ``grace_s`` seconds cut what is not done."""
+    def check(self, now_ns: int) -> None:
+        """End what takes too long."""
+        if self._hung_up:
+            return
+        if self._work is not None and not self._work.idle.is_set():
+            self._pace.quiet_ns = now_ns
+        if not self._reading and self._pace.frame_ns is not None:
+            self._pace.frame_ns = now_ns  # it is this side that does not let the frame end
+        overdue = self._pace.overdue(self._limits, now_ns)
+        if overdue is not None:
+            reason, text = overdue
+            self.refuse(reason, text)
+            if reason is Reason.NOT_READING:
+                self._transport.abort()
+
+    def refuse(self, reason: Reason, text: str) -> None:
+        """Say why, and hang up; it is logged and counted."""
+        if self._hung_up:
+            return
+        self._export.refusals.note(reason, self._peer, text)
+        self._hang_up(Failure(_CODES.get(reason, ErrorCode.LIMIT), text))
+
+    async def finish(self, grace_s: float) -> bool:
+        """Answer what was received, say goodbye and close.
+
+        Args:
+            grace_s: how long that may take; then the connection is cut.
+
+        Returns:
+            Whether everything was answered.
+        """
         self._finishing = True
-        self._read_on(False)
+        self._update_reading()
+        is_answered = False
         try:
             async with asyncio.timeout(grace_s):
-                await self._idle.wait()
-                self._transport.close()
+                if self._work is not None:
+                    await self._work.idle.wait()
+                is_answered = True
+                self._hang_up(Failure(ErrorCode.CLOSING, "the server is ending"))
                 await self._closed.wait()
         except TimeoutError:
+            if not is_answered:
+                text = "its requests took longer than the server had to end"
+                self._export.refusals.note(Reason.DRAIN, self._peer, text)
             self._transport.abort()
             await self._closed.wait()
+        return is_answered
 
-    # Requests.
+    # The door.
 
     def _greet(self, number: int, message: Message) -> None:
-        """Accept a client, or refuse it."""
-        export = self._export
+        """Let a client in, or refuse it."""
+        export, limits = self._export, self._limits
         if not isinstance(message, Hello):
-            self._refuse(ErrorCode.PROTOCOL, "the first frame must be a HELLO")
+            self.refuse(Reason.PROTOCOL, "the first frame must be a HELLO")
             return
-        if export.token is not None and not hmac.compare_digest(
-            message.token, export.token.encode()
-        ):
-            self._refuse(ErrorCode.DENIED, "the token is missing or wrong: set option 'token'")
+        tenant = "" if export.tokens is None else export.tokens.tenant_of(message.token)
+        if tenant is None:
+            self._deny()
             return
-        self._silence.cancel()
-        self._parser.limits = self._limits.frame
-        limits, backend, page_bytes = self._limits, export.backend, export.page_bytes
+        backend, page_bytes = tenant_view(export.backend, tenant), export.page_bytes
         capability = limits.capability(backend.capability, page_bytes)
         object_pages_max = capability.object_pages_max
         uploads = Uploads(backend, page_bytes, object_pages_max, limits.uploads_max, export.room)
-        self._answers = Answers(backend, page_bytes, object_pages_max, uploads, limits)
-        welcome = Welcome(page_bytes, limits.frame.payload_bytes_max, capability)
+        answers = Answers(backend, page_bytes, object_pages_max, uploads, limits)
+        self._work = Work(export, answers, self._write, self._refuse_request, self._update_reading)
+        export.strangers.pop(self, None)
+        self._pace.is_stranger = False
+        self._pace.quiet_ns = export.clock.now_ns()
+        self._parser.limits = limits.frame
+        welcome = Welcome(
+            page_bytes, limits.frame.payload_bytes_max, capability, limits.batch_items_max
+        )
         self._write([encode(welcome, number)])
 
-    def _start_waiting(self) -> None:
-        """Start what there is room for; read on only when nothing is left waiting."""
-        while self._waiting and self._has_room(self._waiting[0].held_bytes):
-            request = self._waiting.popleft()
-            self._held_bytes += request.held_bytes
-            self._idle.clear()
-            task = self._spawn(self._serve(request))
-            self._running.add(task)
-            task.add_done_callback(partial(self._ended, request.held_bytes))
-        self._read_on(not self._waiting and not self._finishing)
-
-    def _has_room(self, held_bytes: int) -> bool:
-        return (
-            self._held_bytes == 0
-            or self._held_bytes + held_bytes <= self._limits.inflight_bytes_max
+    def _deny(self) -> None:
+        """Answer a wrong token after a while; until then take nothing more."""
+        self._finishing = True
+        self._update_reading()
+        self._closing = asyncio.get_running_loop().call_later(
+            self._limits.denial_delay_s,
+            self.refuse,
+            Reason.TOKEN,
+            "the token is missing or wrong",
         )
 
-    async def _serve(self, request: _Request) -> None:
-        """Answer one request; it is held until its answer left for the kernel."""
-        try:
-            self._write(await self._answer(request))
-        except ProtocolError as error:
-            self._refuse(ErrorCode.PROTOCOL, str(error))
-        else:
-            await self._writable.wait()
-
-    async def _answer(self, request: _Request) -> Buffers:
-        assert self._answers is not None
-        try:
-            return await self._answers.answer(request.number, request.message, request.payload)
-        except ProtocolError:
-            raise
-        except LimitError as error:
-            failure = Failure(ErrorCode.LIMIT, str(error))
-        except KvtierError as error:
-            failure = Failure(ErrorCode.BACKEND, str(error))
-        except Exception as error:  # a defect of the backend must not end its other clients
-            _LOG.exception("the exported backend raised what no backend may raise")
-            failure = Failure(ErrorCode.BACKEND, f"{type(error).__name__}: {error}")
-        return [encode(failure, request.number)]
-
-    def _ended(self, held_bytes: int, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
-        self._held_bytes -= held_bytes
-        self._start_waiting()
-        if not self._running:
-            self._idle.set()
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._export.tasks.add(task)
-        task.add_done_callback(self._export.tasks.discard)
-        return task
+    def _refuse_request(self, text: str) -> None:
+        self.refuse(Reason.PROTOCOL, text)
 
     # Bytes.
 
     def _write(self, buffers: Buffers) -> None:
-        if self._transport.is_closing():
+        if self._hung_up or self._transport.is_closing():
             return
         for buffer in buffers:
             self._transport.write(buffer)
+            self._export.counters.sent_bytes += len(buffer)
 
-    def _read_on(self, reading: bool) -> None:
+    def _update_reading(self) -> None:
+        """Read while there is room for what comes; of a peer that was hung up on, to the end."""
+        has_room = self._work is None or self._work.has_room
+        reading = self._hung_up or (has_room and not self._finishing)
         if reading == self._reading or self._transport.is_closing():
             return
         self._reading = reading
@@ -252,10 +253,43 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._transport.pause_reading()
 
-    def _refuse(self, code: ErrorCode, text: str) -> None:
-        """Say why, and hang up."""
-        if self._finishing:
+    def _hang_up(self, last: Failure) -> None:
+        """Say the last word, and close once the peer had time to read it.
+
+        To close at once, with bytes of the peer unread, would reset the connection (RFC 1122,
+        4.2.2.13) and take back what was sent and did not arrive yet.
+        """
+        if self._hung_up:
             return
-        self._finishing = True
-        self._write([encode(Failure(code, text), 0)])
+        self._write([encode(last, 0)])
+        self._finishing = self._hung_up = True
+        if self._transport.is_closing():
+            return
+        self._leave()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._update_reading()
+        self._closing = asyncio.get_running_loop().call_later(self._limits.linger_s, self._let_go)
+
+    def _leave(self) -> None:
+        """Make room for others: those that leave have a bound of their own."""
+        export = self._export
+        export.connections.pop(self, None)
+        export.strangers.pop(self, None)
+        export.leaving[self] = None
+        if len(export.leaving) > self._limits.connections_max:
+            next(iter(export.leaving))._transport.abort()
+
+    def _let_go(self) -> None:
+        """Close; a peer that has not even read by ``write_timeout_s`` is cut."""
         self._transport.close()
+        self._closing = asyncio.get_running_loop().call_later(
+            self._limits.write_timeout_s, self._transport.abort
+        )
+
+
+def _with_hint(error: ProtocolError) -> str:
+    text = str(error)
+    if repr(_TLS_HANDSHAKE)[2:-1] in text and "does not speak kvtier" in text:
+        return "the peer speaks TLS and this server does not: use tcp:// there, or serve with TLS"
+    return text

@@ -22,6 +22,7 @@ from kvtier.settings.resilience import (
     ResilienceSettings,
     RetrySettings,
 )
+from kvtier.settings.serve import ServeSettings
 from kvtier.settings.toml import default_settings, load_settings, parse_assignment
 from kvtier.settings.values import (
     ChainSettings,
@@ -57,6 +58,7 @@ __all__ = [
     "ReplaySettings",
     "ResilienceSettings",
     "RetrySettings",
+    "ServeSettings",
     "ServingSettings",
     "Settings",
     "Spread",

@@ -15,6 +15,7 @@ from kvtier.settings.gpus import gpu_problems, gpus_of
 from kvtier.settings.keys import toml_key
 from kvtier.settings.presets import flash_model
 from kvtier.settings.resilience import resilience_problems
+from kvtier.settings.serve import serve_problems
 from kvtier.settings.values import (
     ChainSettings,
     DeviceModel,
@@ -82,6 +83,8 @@ def find_problems(settings: Settings) -> Iterator[Problem]:
         yield from _serving_problems(settings)
     if settings.host is not None:
         yield from _host_problems(settings.host)
+    for finding in serve_problems(settings.serve, settings.page_bytes):
+        yield Problem(*finding)
 
 
 def _level_problems(settings: Settings) -> Iterator[Problem]:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 from kvtier.pages import PAGE_BYTES_DEFAULT
 from kvtier.settings.compute import ComputeSettings, ServingSettings
 from kvtier.settings.resilience import ResilienceSettings
+from kvtier.settings.serve import ServeSettings
 from kvtier.ssd import SsdModel
 
 TierName = Literal["hbm", "dram", "nvme"]
@@ -284,6 +285,7 @@ class Settings:
         compute: the GPUs that the model runs on in a drive ``serving``.
         serving: how that drive spreads its work.
         host: what its software takes in virtual time; None: nothing.
+        serve: how ``kvtier serve`` lets others in.
     """
 
     page_bytes: int = PAGE_BYTES_DEFAULT
@@ -297,3 +299,4 @@ class Settings:
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     serving: ServingSettings = field(default_factory=ServingSettings)
     host: HostSettings | None = None
+    serve: ServeSettings = field(default_factory=ServeSettings)

@@ -54,7 +54,7 @@ _STATUS_MAX: Final = max(PageStatus)
 _COUNT: Final = struct.Struct("<Q")
 _COUNTS: Final = struct.Struct("<II")
 _PART: Final = struct.Struct("<QII")
-_WELCOME: Final = struct.Struct("<QIIQQQQQ")
+_WELCOME: Final = struct.Struct("<QIIQQQQQQ")
 _WRITABLE, _LISTABLE, _PERSISTENT, _SHARED = 1, 2, 4, 8
 
 
@@ -148,13 +148,22 @@ def _encode_welcome(message: Welcome) -> bytes:
         can.object_pages_max,
         can.extent_pages_max,
         can.batch_extents_max,
+        message.items_max,
     )
 
 
 def _decode_welcome(body: _Body) -> Welcome:
-    payload_bytes_max, version, flags, page_bytes, key_bytes, object_, extent, batch = body.numbers(
-        _WELCOME
-    )
+    (
+        payload_bytes_max,
+        version,
+        flags,
+        page_bytes,
+        key_bytes,
+        object_,
+        extent,
+        batch,
+        items_max,
+    ) = body.numbers(_WELCOME)
     capability = Capability(
         api_version=version,
         writable=bool(flags & _WRITABLE),
@@ -166,7 +175,7 @@ def _decode_welcome(body: _Body) -> Welcome:
         extent_pages_max=extent,
         batch_extents_max=batch,
     )
-    return Welcome(page_bytes, payload_bytes_max, capability)
+    return Welcome(page_bytes, payload_bytes_max, capability, items_max)
 
 
 def _encode_some_keys(message: Stat | Delete) -> bytes:

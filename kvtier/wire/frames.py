@@ -139,6 +139,11 @@ class FrameParser:
         self._payload: deque[memoryview] | None = None  # what is to be filled; None throws away
         self._payload_left = 0
 
+    @property
+    def is_amid_frame(self) -> bool:
+        """Whether a part of a frame was received, and the rest is still to come."""
+        return bool(self._payload_left or self._body or self._header or self._end)
+
     def get_buffer(self) -> memoryview:
         """Where the next received bytes belong; never empty."""
         if self._payload_left:

@@ -21,6 +21,8 @@ class ErrorCode(IntEnum):
     """It is larger than the capability allows."""
     BACKEND = 4
     """The store behind the server could not do it."""
+    CLOSING = 5
+    """The server ends: what it did not answer it did not begin; it closes the connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +40,13 @@ class Welcome:
         page_bytes: bytes of a page.
         payload_bytes_max: longest payload of one frame.
         capability: of the store behind the server.
+        items_max: most keys, extents or objects of one request.
     """
 
     page_bytes: int
     payload_bytes_max: int
     capability: Capability
+    items_max: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from kvtier_tcp import TcpBackend
 from kvtier.backend import API_VERSION, Capability, ExtentBatch
 from kvtier.errors import BackendError, ClosedError, SettingsError
 from kvtier.pages import U8, PageStatus
-from kvtier.server import Server, serve
+from kvtier.server import Server, ServerLimits, Tokens, serve
 from kvtier.testing.batches import make_extents, put_objects, read_objects
 from kvtier.testing.pages import make_pages
 from kvtier.testing.peer import Peer
@@ -26,7 +26,7 @@ from kvtier.wire.messages import Hello, Read, ReadReply, Stat, Welcome
 
 PAGE_BYTES = 512
 PAGES = make_pages(b"a", 0, 256, PAGE_BYTES)
-WELCOME = Welcome(PAGE_BYTES, 1 << 20, Capability())
+WELCOME = Welcome(PAGE_BYTES, 1 << 20, Capability(), 4096)
 
 pytestmark = pytest.mark.asyncio
 
@@ -147,7 +147,7 @@ class TestOpening:
         ],
     )
     async def test_a_wrong_url_is_refused(self, url: str) -> None:
-        with pytest.raises(SettingsError, match="tcp://HOST:PORT"):
+        with pytest.raises(SettingsError, match="tls://HOST:PORT"):
             await open_tcp(url)
 
     @pytest.mark.parametrize(
@@ -168,7 +168,8 @@ class TestOpening:
             await TcpBackend.open(options, PAGE_BYTES)
 
     async def test_a_token_opens_the_door(self, memory: MemoryBackend) -> None:
-        server = await serve(memory, page_bytes=PAGE_BYTES, token="open sesame")
+        tokens, limits = Tokens.of({"open sesame": ""}), ServerLimits(denial_delay_s=0.01)
+        server = await serve(memory, page_bytes=PAGE_BYTES, tokens=tokens, limits=limits)
         for token in ("", "open", "öpen sesame"):
             with pytest.raises(BackendError, match="token is missing or wrong"):
                 await open_tcp(server.url, token=token)

@@ -124,7 +124,10 @@ SMALL = [
         (["serve", "--backend", "memroy"], "no backend 'memroy' is installed: did you mean 'mem"),
         (["serve", "--backend", "memory", "--option", "a"], "--option a: write --option KEY=VALU"),
         (["serve", "--port", "65536"], "argument --port: '65536' is no port"),
-        (["serve", "--backend", "memory", "--token-file", "/none"], "--token-file /none: cannot"),
+        (
+            ["serve", "--backend", "memory", "--token-file", "/none"],
+            "serve.token_file /none: cannot",
+        ),
         (["serve", "--backend", "memory", "--port", "0", "--host", "0.0.0.0"], "0.0.0.0"),
     ],
 )

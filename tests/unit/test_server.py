@@ -15,10 +15,10 @@ from server_peers import connect, failure_of, knock
 from kvtier.backend import Capability, ExtentBatch
 from kvtier.errors import BackendError, SettingsError
 from kvtier.pages import U8, PageStatus
-from kvtier.server import Server, ServerLimits, serve
+from kvtier.server import Server, ServerLimits, Tokens, serve
 from kvtier.testing.batches import make_extents, make_objects, put_objects
 from kvtier.testing.pages import make_pages
-from kvtier.wire.codec import encode
+from kvtier.wire.codec import ITEMS_MAX, encode
 from kvtier.wire.frames import FrameLimits, Kind, encode_frame
 from kvtier.wire.messages import (
     ErrorCode,
@@ -35,6 +35,7 @@ from kvtier.wire.messages import (
 )
 
 PAGE_BYTES = 512
+SESAME = Tokens.of({"sesame": ""})
 
 pytestmark = pytest.mark.asyncio
 
@@ -62,7 +63,9 @@ class TestDoor:
         client = await knock(server)
         welcome, _ = await client.ask(Hello(b""))
         capability = Capability(object_pages_max=(64 << 30) // PAGE_BYTES)
-        assert welcome == Welcome(PAGE_BYTES, FrameLimits().payload_bytes_max, capability)
+        assert welcome == Welcome(
+            PAGE_BYTES, FrameLimits().payload_bytes_max, capability, ITEMS_MAX
+        )
         await client.close()
 
     async def test_garbage_is_refused_and_hung_up_on(self, server: Server) -> None:
@@ -97,7 +100,8 @@ class TestDoor:
 
     @pytest.mark.parametrize("token", ["", "sesam", "sesame "])
     async def test_a_wrong_token_is_refused(self, memory: MemoryBackend, token: str) -> None:
-        server = await serve(memory, page_bytes=PAGE_BYTES, token="sesame")
+        limits = ServerLimits(denial_delay_s=0.01)
+        server = await serve(memory, page_bytes=PAGE_BYTES, tokens=SESAME, limits=limits)
         client = await knock(server)
         client.send(Hello(token.encode()), Stat((b"a",)))
         failure = await failure_of(client)
@@ -135,7 +139,9 @@ class TestDoor:
             await serve(memory, host, page_bytes=PAGE_BYTES)
 
     async def test_with_a_token_other_hosts_may_be_let_in(self, memory: MemoryBackend) -> None:
-        server = await serve(memory, "0.0.0.0", page_bytes=PAGE_BYTES, token="sesame")
+        server = await serve(
+            memory, "0.0.0.0", page_bytes=PAGE_BYTES, tokens=SESAME, cleartext=True
+        )
         assert server.port > 0
         await server.close()
 

@@ -4,21 +4,23 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 import pytest_asyncio
 from kvtier_memory import MemoryBackend
 from kvtier_tcp import TcpBackend
-from server_peers import connect, knock
+from server_peers import connect, failure_of, knock
 
 from kvtier.backend import ExtentBatch
 from kvtier.pages import U8
 from kvtier.server import Server, ServerLimits, run, run_server, serve
-from kvtier.settings import OriginSettings
+from kvtier.settings import OriginSettings, ServeSettings
 from kvtier.testing.batches import make_extents, put_objects, read_objects
 from kvtier.testing.pages import make_pages
 from kvtier.wire.messages import (
+    ErrorCode,
     Hello,
     Read,
     Stat,
@@ -177,6 +179,7 @@ class TestEnding:
         async with asyncio.timeout(2):
             await server.close(grace_s=60)
         for client in clients:
+            assert (await failure_of(client)).code == ErrorCode.CLOSING
             assert await client.is_hung_up()
             await client.close()
 
@@ -184,49 +187,39 @@ class TestEnding:
 class TestService:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     async def test_a_signal_ends_it(self, memory: MemoryBackend, number: signal.Signals) -> None:
-        async def stop_when_ready(host: str, port: int) -> None:
-            backend = await TcpBackend.open({"url": f"tcp://{host}:{port}"}, PAGE_BYTES)
+        async def stop_when_ready(url: str) -> None:
+            backend = await TcpBackend.open({"url": url}, PAGE_BYTES)
             await backend.close()
             os.kill(os.getpid(), number)
 
         clients: list[asyncio.Task[None]] = []
+        before = signal.getsignal(number)
 
-        def ready(host: str, port: int) -> None:
-            clients.append(asyncio.create_task(stop_when_ready(host, port)))
+        def ready(url: str, _: str | None) -> None:
+            clients.append(asyncio.create_task(stop_when_ready(url)))
 
-        await run_server(memory, "127.0.0.1", 0, page_bytes=PAGE_BYTES, ready=ready)
+        await run_server(memory, ServeSettings(port=0), PAGE_BYTES, ready)
         await clients[0]
-        assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+        assert signal.getsignal(number) is before
 
     async def test_cancelling_it_ends_it(self, memory: MemoryBackend) -> None:
-        ready: asyncio.Future[tuple[str, int]] = asyncio.get_running_loop().create_future()
+        ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        settings = ServeSettings(port=0)
         service = asyncio.create_task(
-            run_server(
-                memory,
-                "127.0.0.1",
-                0,
-                page_bytes=PAGE_BYTES,
-                ready=lambda host, port: ready.set_result((host, port)),
-            )
+            run_server(memory, settings, PAGE_BYTES, lambda url, _: ready.set_result(url))
         )
-        host, port = await ready
+        address = urlsplit(await ready)
         service.cancel()
         await asyncio.wait([service])
         assert service.cancelled()
         with pytest.raises(ConnectionRefusedError):
-            await asyncio.open_connection(host, port)
+            await asyncio.open_connection(address.hostname, address.port)
 
     async def test_it_opens_the_origin_that_settings_name(self) -> None:
         ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         origin = OriginSettings("memory", {"capacity_bytes": 1 << 20})
         service = asyncio.create_task(
-            run(
-                origin,
-                "127.0.0.1",
-                0,
-                lambda host, port: ready.set_result(f"tcp://{host}:{port}"),
-                PAGE_BYTES,
-            )
+            run(origin, ServeSettings(port=0), PAGE_BYTES, lambda url, _: ready.set_result(url))
         )
         backend = await TcpBackend.open({"url": await ready}, PAGE_BYTES)
         await put_objects(backend, {b"a": make_pages(b"a", 0, 1, PAGE_BYTES)}, PAGE_BYTES)

@@ -146,7 +146,7 @@ capabilities = st.builds(
 lines = st.text(st.characters(codec="utf-8"), max_size=80).map(lambda text: " ".join(text.split()))
 messages = st.one_of(
     st.builds(Hello, st.binary(max_size=60)),
-    st.builds(Welcome, u64, u64, capabilities),
+    st.builds(Welcome, u64, u64, capabilities, u64),
     st.builds(Stat, key_tuples),
     stat_replies(),
     reads(),
@@ -318,7 +318,7 @@ class TestRefusal:
             (Kind.PUT_PART_REPLY, struct.pack("<QB", 1, 4), "status of 4"),
             (Kind.ABANDON_REPLY, b"a", "has 1 bytes, 0 are needed"),
             (Kind.ERROR, struct.pack("<Q", 99), "unknown code 99"),
-            (Kind.WELCOME, bytes(55), "ends after 55 bytes"),
+            (Kind.WELCOME, bytes(63), "ends after 63 bytes"),
         ],
     )
     def test_a_wrong_body_is_refused(self, kind: Kind, body: bytes, message: str) -> None:
