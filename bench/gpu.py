@@ -28,9 +28,10 @@ from typing import Any
 
 from gpu_cases import Bed, Case, Scale, hit_cases, loads, miss_cases
 
+from kvtier.cuda import CudaGpu, find_cuda_trouble
 from kvtier.environment import describe_environment
 from kvtier.errors import DeviceError, KvtierError
-from kvtier.gpu import CudaGpu, Gpu, find_cuda_trouble
+from kvtier.gpu import Gpu
 
 TRACES = Path(__file__).resolve().parents[1] / "traces"
 SAMPLES = (TRACES / "sample.parquet", TRACES / "kv-sample.parquet")

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Final
 
 from kvtier import environment
-from kvtier.gpu import CudaGpu, Gpu
+from kvtier.cuda import CudaGpu
+from kvtier.gpu import Gpu
 from kvtier.io.ring import Ring, explain
 from kvtier.registry import GROUP, available
 from kvtier.units import format_bytes

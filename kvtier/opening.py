@@ -9,10 +9,11 @@ from kvtier.backend import Backend
 from kvtier.cache import TieredCache
 from kvtier.chain import Chain, build_chain
 from kvtier.clock import Clock, WallClock
+from kvtier.cuda import open_gpu
 from kvtier.directory import ObjectDirectory, ObjectEntry
 from kvtier.driver import AsyncDriver
 from kvtier.errors import SettingsError
-from kvtier.gpu import Gpu, open_gpu
+from kvtier.gpu import Gpu
 from kvtier.levels import Levels
 from kvtier.origin import Origin
 from kvtier.registry import open_backend

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from kvtier.gpu import Array, CudaKernels, Kernels
+from kvtier.cuda import CudaKernels
+from kvtier.gpu import Array, Kernels
 from kvtier.index.epochs import STAMP_MAX, base_for
 from kvtier.index.hashing import seed_word
 from kvtier.index.interface import IndexSnapshot, check_pending, sets_for

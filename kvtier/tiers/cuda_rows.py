@@ -7,7 +7,8 @@ from typing import Final
 
 import numpy as np
 
-from kvtier.gpu import Array, CudaKernels, Kernels
+from kvtier.cuda import CudaKernels
+from kvtier.gpu import Array, Kernels
 
 SOURCE: Final = Path(__file__).with_name("rows.cu")
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from cpu_gpu import ORDERS, CpuGpu
 
-from kvtier.gpu import CudaGpu, Gpu, find_cuda_trouble
+from kvtier.cuda import CudaGpu, find_cuda_trouble
+from kvtier.gpu import Gpu
 
 GPUS = [*ORDERS, pytest.param("cuda", marks=pytest.mark.gpu)]
 

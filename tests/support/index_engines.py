@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from cuda_on_cpu import CpuKernels, find_compiler
 
-from kvtier.gpu import find_cuda_trouble
+from kvtier.cuda import find_cuda_trouble
 from kvtier.index import PageIndex, create_index
 from kvtier.index.cuda import SOURCE, CudaIndex
 from kvtier.pages import LookupResult

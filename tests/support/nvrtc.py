@@ -6,7 +6,7 @@ import ctypes
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
-from kvtier.gpu import compile_options
+from kvtier.cuda import compile_options
 
 PACKAGE = "nvidia-cuda-nvrtc"
 

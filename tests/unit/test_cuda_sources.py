@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from nvrtc import PACKAGE, compile_cubin, find_library
 
-from kvtier.gpu import compile_options
+from kvtier.cuda import compile_options
 from kvtier.index.cuda import SOURCE as INDEX
 from kvtier.tiers.cuda_rows import SOURCE as ROWS
 

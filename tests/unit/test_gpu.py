@@ -10,16 +10,9 @@ import numpy as np
 import pytest
 from fake_cupy import CUDARuntimeError, FakeArray, FakeModule, FakeStream, fake_cupy
 
+from kvtier.cuda import CudaGpu, find_cuda_trouble, open_gpu
 from kvtier.errors import DeviceError, DeviceLostError, LimitError
-from kvtier.gpu import (
-    CudaGpu,
-    DeviceRows,
-    check_free,
-    device_calls,
-    device_rows,
-    find_cuda_trouble,
-    open_gpu,
-)
+from kvtier.gpu import DeviceRows, check_free, device_calls, device_rows
 from kvtier.rows import aligned_rows
 from kvtier.tiers.cuda_rows import SOURCE, RowKernels
 

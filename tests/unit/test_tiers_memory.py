@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from io_engines import io_uring_refusal
 
+from kvtier.cuda import open_gpu
 from kvtier.errors import DeviceError, SettingsError
-from kvtier.gpu import open_gpu
 from kvtier.index import create_index
 from kvtier.pages import U8
 from kvtier.settings import TierSettings
