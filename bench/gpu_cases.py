@@ -12,7 +12,7 @@ import numpy as np
 
 from kvtier.gpu import Array, Gpu, check_free
 from kvtier.index.cuda import SOURCE as INDEX_SOURCE
-from kvtier.index.cuda import CudaIndex
+from kvtier.index.cuda import CudaIndex, Decisions
 from kvtier.pages import I64, U64, PageState
 from kvtier.pattern import fill_pattern
 from kvtier.rows import aligned_rows
@@ -122,9 +122,10 @@ class Bed:
     def new_index(self, slots: int) -> CudaIndex:
         return CudaIndex(slots, WAYS, 1, self._index_kernels)
 
-    def look_up(self, ids: Array) -> Any:
+    def look_up(self, ids: Array) -> Decisions:
+        """All of the answer stays on the GPU."""
         self.epoch += 1
-        return self.index.lookup(ids, self.epoch, self.epoch)
+        return self.index.decide(ids, self.epoch, self.epoch)
 
     def take_in(self, ids: Array) -> tuple[Array, Array]:
         """Reserve slots for pages that are missing; returns those slots, and whose they are."""

@@ -18,6 +18,10 @@ THREADS_PER_BLOCK: Final = 256
 """Enough warps of one block to hide a memory latency, few enough registers to keep 8 blocks."""
 
 
+_READ_BYTES: Final = 1 << 12
+"""Of pinned memory for what the host reads of a kernel's results, at first."""
+
+
 def open_gpu(device: Device) -> Gpu | None:
     """The current CUDA device for ``cuda``; None for ``cpu``; whichever works for ``auto``.
 
@@ -172,6 +176,7 @@ class CudaKernels:
         self._module = cupy.RawModule(code=path.read_text(), options=compile_options(path, defines))
         self._functions: dict[str, Any] = {}
         self._module.compile()
+        self._pinned = self._pin(_READ_BYTES)
 
     def launch(self, name: str, threads: int, *arguments: Array | np.generic | None) -> None:
         """See :meth:`Kernels.launch`."""
@@ -185,6 +190,18 @@ class CudaKernels:
             np.array([one], one.dtype) if isinstance(one, np.void) else one for one in arguments
         )
         function((-(-threads // THREADS_PER_BLOCK),), (THREADS_PER_BLOCK,), passed)
+
+    def read(self, values: Array) -> Any:
+        """See :meth:`Kernels.read`; through pinned memory, so that it is one copy by the device."""
+        size = values.nbytes
+        if size > self._pinned.nbytes:
+            self._pinned = self._pin(2 * size)
+        staged = self._pinned[:size].view(values.dtype).reshape(values.shape)
+        values.get(out=staged)
+        return staged.copy()
+
+    def _pin(self, size: int) -> U8:
+        return np.frombuffer(self.xp.cuda.alloc_pinned_memory(size), np.uint8, size)
 
 
 def compile_options(path: Path, defines: dict[str, int]) -> tuple[str, ...]:

@@ -47,6 +47,10 @@ class Kernels(Protocol):
         """
         ...
 
+    def read(self, values: Array) -> Any:
+        """Bring an array to host memory (a NumPy array); waits for the current stream."""
+        ...
+
 
 class Event(Protocol):
     """A mark in a stream."""
@@ -192,6 +196,22 @@ class DeviceRows:
 
     def __getitem__(self, part: slice) -> DeviceRows:
         return DeviceRows(self.array[part], self.stream)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceHits:
+    """Slots of pages that were found, on the GPU that found them; no writes to them are pending.
+
+    Attributes:
+        slots: i64[h].
+        rows: i64[h], the rows of the batch that asked for them, ascending; None: all, in order.
+    """
+
+    slots: Array
+    rows: Array | None
+
+    def __len__(self) -> int:
+        return len(self.slots)
 
 
 Rows: TypeAlias = U8 | DeviceRows

@@ -72,22 +72,59 @@ class PageState(enum.IntEnum):
     """A hit: the slot's bytes are in place and verified."""
 
 
+class Misses(NamedTuple):
+    """Rows of a batch that need more than a hit: ``m`` of them, that ask for ``k`` pages.
+
+    Always host memory. Pages are numbered in the order of the first row that asks for each.
+
+    Attributes:
+        rows: i64[m], ascending.
+        leads: bool[m], whether a row is the first that asks for its page.
+        page_of: i64[m], the number of the page that a row asks for.
+        page_ids: u64[k].
+        states: u8[k], a :class:`PageState`, as it was when the batch arrived.
+        slots: i64[k]. PENDING pages: the page's slot. EMPTY ones: the slot now reserved for the
+            page, or -1 (bypass, or not admitted).
+    """
+
+    rows: I64
+    leads: Bool
+    page_of: I64
+    page_ids: U64
+    states: U8
+    slots: I64
+
+    @property
+    def reserved(self) -> I64:
+        """i64[k], the slot now reserved for each page, or -1."""
+        return np.where(self.states == PageState.EMPTY, self.slots, -1)
+
+
+NO_MISSES: Final = Misses(
+    np.empty(0, np.int64),
+    np.empty(0, np.bool_),
+    np.empty(0, np.int64),
+    np.empty(0, np.uint64),
+    np.empty(0, np.uint8),
+    np.empty(0, np.int64),
+)
+
+
 class LookupResult(NamedTuple):
     """What an index answers for one batch of ``n`` page ids (DESIGN: probe, fold, plan).
 
     Attributes:
-        states: u8[n], a :class:`PageState` per request, as it was when the batch arrived.
-        slots: i64[n]. VALID and PENDING requests: the page's slot. EMPTY requests: the slot now
-            reserved for the page, or -1 (bypass, or not admitted).
-        leaders: i64[n], or None when no request missed. For a request that did not hit, the first
-            row of the batch that asks for the same page; itself for every other request.
-        evicted: u64[k], ids of the pages dropped to make room, in the order of the plan.
+        hits: i64[h], the slot of each row that hit, in the order of the rows. An index on a GPU
+            gives them there (:class:`kvtier.gpu.DeviceHits`).
+        rows: i64[h], the rows that hit, ascending; None: all ``n``.
+        misses: all other rows.
+        evicted: u64[e], ids of the pages dropped to make room, in the order of the plan.
         bypasses: admitted pages for which their set had no evictable way.
     """
 
-    states: U8
-    slots: I64
-    leaders: I64 | None
+    hits: I64
+    rows: I64 | None
+    misses: Misses
     evicted: U64
     bypasses: int
 

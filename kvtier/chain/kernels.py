@@ -2,46 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 
+from kvtier.folding import number_leaders
 from kvtier.jit import jit
-from kvtier.pages import I64, U8, Bool, PageState
-
-_VALID: Final = np.uint8(PageState.VALID)
-
-
-def split_hits(states: U8, slots: I64) -> tuple[I64, int, I64]:
-    """Put the rows (n) that hit before those that did not.
-
-    Returns:
-        i64[n], the rows, both kinds ascending; how many hit; i64[n], the slot of each.
-    """
-    order = np.empty(len(states), np.int64)
-    ordered_slots = np.empty(len(states), np.int64)
-    hits = _split_hits(states, slots, order, ordered_slots)
-    return order, hits, ordered_slots
-
-
-def number_leaders(rows: I64, leaders: I64) -> tuple[I64, Bool, I64]:
-    """Number the distinct pages among some rows of a batch.
-
-    Args:
-        rows: i64[m], ascending.
-        leaders: i64[n], the first row of the batch that asks for the same page; it is in ``rows``
-            if the row is.
-
-    Returns:
-        i64[k], the rows that lead; bool[m], which of ``rows`` do; i64[m], the number of the page
-        that each of ``rows`` asks for.
-    """
-    first_rows = np.empty(len(rows), np.int64)
-    leads = np.empty(len(rows), np.bool_)
-    page_of = np.empty(len(rows), np.int64)
-    number = np.empty(len(leaders), np.int64)
-    count = _number_leaders(rows, leaders, number, first_rows, leads, page_of)
-    return first_rows[:count], leads, page_of
+from kvtier.pages import I64, Bool
 
 
 def deal(
@@ -70,42 +35,8 @@ def deal(
 def compile_all() -> None:
     """Run every kernel on an empty batch, so that no request waits for the compiler."""
     none, never = np.empty(0, np.int64), np.empty(0, np.bool_)
-    split_hits(np.empty(0, np.uint8), none)
-    number_leaders(none, none)
+    number_leaders(none)
     deal(none, none, none, none, never)
-
-
-@jit
-def _split_hits(states: U8, slots: I64, order: I64, ordered_slots: I64) -> int:
-    hits = 0
-    for row in range(states.size):
-        if states[row] == _VALID:
-            order[hits] = row
-            ordered_slots[hits] = slots[row]
-            hits += 1
-    at = hits
-    for row in range(states.size):
-        if states[row] != _VALID:
-            order[at] = row
-            ordered_slots[at] = slots[row]
-            at += 1
-    return hits
-
-
-@jit
-def _number_leaders(
-    rows: I64, leaders: I64, number: I64, first_rows: I64, leads: Bool, page_of: I64
-) -> int:
-    count = 0
-    for at in range(rows.size):
-        row = rows[at]
-        leads[at] = leaders[row] == row
-        if leads[at]:
-            first_rows[count] = row
-            number[row] = count
-            count += 1
-        page_of[at] = number[leaders[row]]
-    return count
 
 
 @jit

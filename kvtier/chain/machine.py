@@ -34,8 +34,9 @@ from kvtier.chain.epochs import Epochs
 from kvtier.chain.extents import ExtentRules, Extents, plan_extents
 from kvtier.chain.flight import NO_ROWS, UNRESOLVED, Flight, Read, Waiter, Write
 from kvtier.chain.flights import Flights
-from kvtier.chain.kernels import compile_all, number_leaders, split_hits
-from kvtier.pages import I64, U8, U64, Bool, LookupResult, PageState, PageStatus, Purpose
+from kvtier.chain.kernels import compile_all
+from kvtier.folding import leaders_of, number_leaders
+from kvtier.pages import I64, U8, U64, Bool, LookupResult, Misses, PageState, PageStatus, Purpose
 from kvtier.settings import ChainSettings
 
 
@@ -153,7 +154,7 @@ class Chain:
             return read, self._seek(
                 self._flights.take_off(read.epoch, page_ids, waiter, lone=True), 0
             )
-        return read, self._miss(read, rows, _fold(page_ids), None)
+        return read, self._miss(read, _fold(page_ids, rows))
 
     def write(self, page_ids: U64, objects: int) -> tuple[Write, list[Action]]:
         """Start filling the tiers with new pages (u64[n], distinct) of whole objects."""
@@ -208,8 +209,6 @@ class Chain:
         counters.evictions += len(result.evicted)
         counters.bypasses += result.bypasses
         match action.ticket:
-            case Read() as read if result.leaders is None and self._tiers[0].in_memory:
-                return self._first_hits(read, result.slots, None)
             case Read() as read:
                 return self._first_lookup(read, result)
             case Flight() as flight:
@@ -265,13 +264,9 @@ class Chain:
         read.lookups[0] -= len(rows)
         read.hits[0] -= len(rows)
         level.rows_asked -= len(rows)
-        leaders = np.arange(len(read.page_ids))
-        leaders[rows] = rows[_fold(read.page_ids[rows])]
-        level.failures += int(np.count_nonzero(leaders[rows] == rows))
-        states = np.full(len(leaders), PageState.EMPTY, np.uint8)
-        nowhere = np.full(len(leaders), -1, np.int64)
-        missed = LookupResult(states, nowhere, leaders, np.empty(0, np.uint64), 0)
-        return self._miss(read, rows, leaders, missed)
+        misses = _fold(read.page_ids[rows], rows)
+        level.failures += len(misses.page_ids)
+        return self._miss(read, misses)
 
     def filled(self, fill: Fill, ok: Bool | None = None) -> list[Action]:
         """Go on after slots were filled; ``ok`` says which of them (None: all)."""
@@ -312,57 +307,50 @@ class Chain:
     def _first_lookup(self, read: Read, result: LookupResult) -> list[Action]:
         if not self._tiers[0].in_memory:
             # Hits need a device read too, so they are folded and joined like misses.
-            rows = np.arange(len(read.page_ids))
-            return self._miss(read, rows, _fold(read.page_ids), result)
-        rows, hits, slots = split_hits(result.states, result.slots)
-        actions = self._first_hits(read, slots[:hits], rows[:hits]) if hits else []
-        assert result.leaders is not None
-        return actions + self._miss(read, rows[hits:], result.leaders, result)
+            return self._miss(read, _with_hits(read.page_ids, result))
+        actions = self._first_hits(read, result) if len(result.hits) else []
+        return actions + (self._miss(read, result.misses) if len(result.misses.rows) else [])
 
-    def _first_hits(self, read: Read, slots: I64, rows: I64 | None) -> list[Action]:
-        read.lookups[0] += len(slots)
-        read.hits[0] += len(slots)
-        read.counters.levels[0].rows_asked += len(slots)
+    def _first_hits(self, read: Read, result: LookupResult) -> list[Action]:
+        hits = len(result.hits)
+        read.lookups[0] += hits
+        read.hits[0] += hits
+        read.counters.levels[0].rows_asked += hits
         if read.wants_bytes:
-            return [Copy(0, read, None, slots, rows)]
-        return self._resolve(read, rows, PageStatus.OK)
+            return [Copy(0, read, None, result.hits, result.rows)]
+        return self._resolve(read, result.rows, PageStatus.OK)
 
-    def _miss(
-        self,
-        read: Read,
-        rows: I64,
-        leaders: I64,
-        result: LookupResult | None,
-    ) -> list[Action]:
-        """Fold rows that need a fetch; join pages on their way, let the others take flight.
+    def _miss(self, read: Read, misses: Misses) -> list[Action]:
+        """Join pages on their way, let the others take flight.
 
-        ``result`` is what the first tier answered, None without one.
+        ``misses`` are what the first tier answered; without one, all that was asked for.
         """
-        first_rows, unique, page_of = number_leaders(rows, leaders)
-        read.folded += len(rows) - len(first_rows)
-        page_ids = read.page_ids[first_rows]
-        if result is not None:
-            read.lookups[0] += len(first_rows)
+        rows, leads, page_of, page_ids, states, slots = misses
+        read.folded += len(rows) - len(page_ids)
+        if self._tiers:
+            read.lookups[0] += len(page_ids)
         numbers, positions = self._flights.find(page_ids)
         flying = numbers >= 0
         actions: list[Action] = []
         if flying.any():
-            if result is not None:
-                # The page was on its way without a slot here (bypassed, or not admitted).
-                reserved = _reserved(result)[first_rows]
-                actions += _if_any(Abort, 0, reserved[flying & (reserved >= 0)])
-            actions += self._join(read, rows, unique, numbers[page_of], positions[page_of])
+            # The page was on its way without a slot here (bypassed, or not admitted).
+            reserved = misses.reserved
+            actions += _if_any(Abort, 0, reserved[flying & (reserved >= 0)])
+            actions += self._join(read, rows, leads, numbers[page_of], positions[page_of])
             fresh = ~flying
             place = np.cumsum(fresh) - 1
             chosen = np.flatnonzero(fresh[page_of])
-            rows, unique, page_of = rows[chosen], unique[chosen], place[page_of[chosen]]
-            first_rows, page_ids = first_rows[fresh], page_ids[fresh]
+            rows, leads, page_of = rows[chosen], leads[chosen], place[page_of[chosen]]
+            page_ids, states, slots = page_ids[fresh], states[fresh], slots[fresh]
         if len(page_ids):
-            waiter = Waiter(read, rows, page_of, unique, joined=False)
+            waiter = Waiter(read, rows, page_of, leads, joined=False)
             flight = self._flights.take_off(read.epoch, page_ids, waiter)
-            if result is None:
+            if not self._tiers:
                 return actions + self._seek(flight, 0)
-            actions += self._route(0, flight, result.states[first_rows], result.slots[first_rows])
+            found = np.flatnonzero(states == PageState.VALID)
+            rest = np.flatnonzero(states != PageState.VALID)
+            reserved = np.where(states == PageState.EMPTY, slots, -1)
+            actions += self._route(0, flight, found, slots[found], rest, reserved[rest])
         return actions
 
     def _join(
@@ -391,33 +379,45 @@ class Chain:
 
     def _next_lookup(self, level: int, flight: Flight, result: LookupResult) -> list[Action]:
         flight.owner.lookups[level] += len(flight)
-        return self._route(level, flight, result.states, result.slots)
+        found = np.arange(len(flight)) if result.rows is None else result.rows
+        misses = result.misses  # as many rows as pages, for those of a flight are distinct
+        return self._route(level, flight, found, result.hits, misses.rows, misses.reserved)
 
-    def _route(self, level: int, flight: Flight, states: U8, slots: I64) -> list[Action]:
+    def _route(
+        self, level: int, flight: Flight, found: I64, slots: I64, rest: I64, reserved: I64
+    ) -> list[Action]:
         """Send the pages that hit at ``level`` for their bytes, and the others further down.
 
-        ``states`` and ``slots`` are what its index answered for each page.
+        Args:
+            level: a tier.
+            flight: whose pages are meant by position.
+            found: i64[h], those that hit, ascending.
+            slots: i64[h], where they are.
+            rest: i64[m], the others, ascending.
+            reserved: i64[m], the slot reserved for each of them, or -1.
         """
-        order, hits, slots = split_hits(states, slots)
-        found, rest = self._flights.divide(flight, order, [hits, len(order)])
+        order = np.concatenate((found, rest))
+        hit, missed = self._flights.divide(flight, order, [len(found), len(order)])
         actions: list[Action] = []
-        if rest is not None:
-            missed = states[order[hits:]] == PageState.EMPTY
-            rest.fills.append(np.where(missed, slots[hits:], -1))
-            actions += self._seek(rest, level + 1)
-        if found is not None:
-            found.source = level
-            found.slots = slots[:hits]
+        if missed is not None:
+            missed.fills.append(reserved)
+            actions += self._seek(missed, level + 1)
+        if hit is not None:
+            hit.source = level
+            hit.slots = slots
             if self._tiers[level].in_memory:
-                actions += self._deliver(found)
+                actions += self._deliver(hit)
             else:
-                actions += self._plan(found, found.slots.astype(np.uint64))
+                actions += self._plan(hit, hit.slots.astype(np.uint64))
         return actions
 
     def _write_lookup(self, level: int, write: Write, result: LookupResult) -> list[Action]:
-        rows = np.flatnonzero((result.states == PageState.EMPTY) & (result.slots >= 0))
-        if len(rows):
-            return [Fill(level, write, rows, result.slots[rows], write.page_ids[rows])]
+        reserved = result.misses.reserved
+        chosen = reserved >= 0
+        if chosen.any():
+            rows = result.misses.rows[result.misses.leads][chosen]
+            page_ids = result.misses.page_ids[chosen]
+            return [Fill(level, write, rows, reserved[chosen], page_ids)]
         write.steps -= 1
         return self._complete_write(write) if write.steps == 0 else []
 
@@ -557,16 +557,27 @@ class Chain:
         return [Complete(write)]
 
 
-def _reserved(result: LookupResult) -> I64:
-    """The slots that a tier reserved for pages it missed (i64[n]), -1 where there is none."""
-    return np.where(result.states == PageState.EMPTY, result.slots, -1)
-
-
 def _if_any(action: type[Publish] | type[Abort], level: int, slots: I64) -> list[Action]:
     return [action(level, slots)] if len(slots) else []
 
 
-def _fold(page_ids: U64) -> I64:
-    """For each row, the first row that asks for the same page (i64[n])."""
-    _, first, inverse = np.unique(page_ids, return_index=True, return_inverse=True)
-    return first[inverse].astype(np.int64)
+def _fold(page_ids: U64, rows: I64) -> Misses:
+    """Rows (i64[m], ascending) and what they ask for (u64[m]), where no tier has it."""
+    leads, page_of = number_leaders(leaders_of(page_ids))
+    missing = page_ids[leads]
+    states, slots = np.zeros(len(missing), np.uint8), np.full(len(missing), -1, np.int64)
+    return Misses(rows, leads, page_of, missing, states, slots)
+
+
+def _with_hits(page_ids: U64, result: LookupResult) -> Misses:
+    """A lookup's answer with its hits folded like misses: their state is VALID."""
+    hit_rows, misses = result.rows, result.misses
+    states = np.full(len(page_ids), PageState.VALID, np.uint8)
+    slots = np.empty(len(page_ids), np.int64)
+    slots[slice(None) if hit_rows is None else hit_rows] = result.hits
+    states[misses.rows] = misses.states[misses.page_of]
+    slots[misses.rows] = misses.slots[misses.page_of]
+    leads, page_of = number_leaders(leaders_of(page_ids))
+    return Misses(
+        np.arange(len(page_ids)), leads, page_of, page_ids[leads], states[leads], slots[leads]
+    )

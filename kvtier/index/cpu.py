@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from kvtier.folding import number_leaders
 from kvtier.index import kernels
 from kvtier.index.epochs import STAMP_MAX, base_for
 from kvtier.index.hashing import seed_word
 from kvtier.index.interface import IndexSnapshot, check_pending, hint_column, sets_for
 from kvtier.index.kernels import SlotTable
-from kvtier.pages import I64, U32, U64, Bool, LookupResult
+from kvtier.pages import I64, NO_MISSES, U32, U64, Bool, LookupResult, Misses
 from kvtier.rows import aligned_rows, as_column
 
 
@@ -50,15 +51,17 @@ class NumbaIndex:
         miss_hashes = np.empty(count, np.uint64)
         misses = kernels.probe(self._table, page_ids, stamp, states, slots, miss_rows, miss_hashes)
         if misses == 0:
-            return LookupResult(states, slots, None, np.empty(0, np.uint64), 0)
+            return LookupResult(slots, None, NO_MISSES, NO_MISSES.page_ids, 0)
 
+        miss_rows = miss_rows[:misses]
         order = np.argsort(miss_hashes[:misses])
-        leaders = np.arange(count, dtype=np.int64)
+        leaders = np.empty(misses, np.int64)
         evicted = np.empty(misses, np.uint64)
         evictions, bypasses = kernels.fold_and_plan(
             self._table,
             page_ids,
-            miss_rows[order],
+            miss_rows,
+            order,
             miss_hashes[order],
             admit,
             priorities,
@@ -69,7 +72,12 @@ class NumbaIndex:
             leaders,
             evicted,
         )
-        return LookupResult(states, slots, leaders, evicted[:evictions], bypasses)
+        hit_rows, hit_slots = (np.empty(count - misses, np.int64) for _ in range(2))
+        kernels.list_hits(states, slots, hit_rows, hit_slots)
+        leads, page_of = number_leaders(leaders)
+        first = miss_rows[leads]
+        missed = Misses(miss_rows, leads, page_of, page_ids[first], states[first], slots[first])
+        return LookupResult(hit_slots, hit_rows, missed, evicted[:evictions], bypasses)
 
     def publish(self, slots: I64) -> None:
         slots = as_column(slots, np.int64, "slots")
@@ -123,8 +131,22 @@ class NumbaIndex:
         )
         kernels.probe(table, ids, stamp, states, slots, slots, ids)
         kernels.fold_and_plan(
-            table, ids, slots, ids, admit, priorities, stamp, stamp, states, slots, slots, ids
+            table,
+            ids,
+            slots,
+            slots,
+            ids,
+            admit,
+            priorities,
+            stamp,
+            stamp,
+            states,
+            slots,
+            slots,
+            ids,
         )
+        kernels.list_hits(states, slots, slots, slots)
+        number_leaders(slots)
         kernels.publish(table, slots)
         kernels.abort(table, slots)
         kernels.invalidate(table, ids, slots)

@@ -1,25 +1,29 @@
 """The page index on a GPU: its slots lie in device memory, and kernels look pages up.
 
 It takes the decisions of the other engines, slot by slot. Everything a batch needs is enqueued on
-the current stream; the host waits only for numbers that it needs itself: how many rows missed, and
-how many pages were evicted.
+the current stream. The host waits for how many rows missed, and if some did, for one array that
+says all of those; of hits it learns nothing else.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from kvtier.cuda import CudaKernels
-from kvtier.gpu import Array, Kernels
+from kvtier.folding import number_leaders
+from kvtier.gpu import Array, DeviceHits, Kernels
 from kvtier.index.epochs import STAMP_MAX, base_for
 from kvtier.index.hashing import seed_word
 from kvtier.index.interface import IndexSnapshot, check_pending, sets_for
-from kvtier.pages import LookupResult
+from kvtier.pages import I64, NO_MISSES, LookupResult, Misses
 
 SOURCE: Final = Path(__file__).with_name("index.cu")
+
+SLOT_BYTES: Final = 18
+"""Of device memory, per slot."""
 
 _LANES: Final = 32
 
@@ -37,11 +41,52 @@ _SLOT_TABLE: Final = np.dtype(
 """``SlotTable`` of slots.cuh: addresses, then values."""
 
 
-class CudaIndex:
-    """A :class:`kvtier.index.interface.PageIndex` whose arrays, in and out, lie on the GPU.
+_COLUMNS: Final = 7
+"""Of what the host is told of each row that did not hit; then one number more, the bypasses."""
+_EVICTED: Final = 5
+_WAS_EVICTED: Final = 6
 
-    18 bytes of device memory per slot. Host arrays are taken too, and brought to the device. Calls
-    are ordered by the current stream.
+
+class MissesOnDevice(NamedTuple):
+    """Rows that did not hit, before the host knows them.
+
+    Attributes:
+        rows: i64[m], ascending.
+        missed: u32, a bit for each row of the batch, set if it did not hit.
+        ends: i64, the running sum of those bits, word after word.
+        leaders: i64[n], the first row that asks for the same page; its own for a hit.
+        columns: i64[7 * m + 1], what the host is told, as far as the plan knows it.
+    """
+
+    rows: Array
+    missed: Array
+    ends: Array
+    leaders: Array
+    columns: Array
+
+
+class Decisions(NamedTuple):
+    """What was decided for a batch of ``n`` pages, all of it on the device.
+
+    Attributes:
+        page_ids: u64[n], what was asked for.
+        states: u8[n], a :class:`kvtier.pages.PageState`, as it was when the batch arrived.
+        slots: i64[n], each page's slot, found or reserved, or -1.
+        misses: None if all rows hit.
+    """
+
+    page_ids: Array
+    states: Array
+    slots: Array
+    misses: MissesOnDevice | None
+
+
+class CudaIndex:
+    """A :class:`kvtier.index.interface.PageIndex` of pages that are asked for on the GPU.
+
+    :data:`SLOT_BYTES` of device memory per slot. Arrays lie on the device; host arrays are taken
+    too, and brought there. Hits are :class:`kvtier.gpu.DeviceHits`. Calls are ordered by the
+    current stream.
 
     Args:
         slots, ways, seed: as of :func:`kvtier.index.create_index`.
@@ -77,6 +122,37 @@ class CudaIndex:
         admit: Array | None = None,
         priorities: Array | None = None,
     ) -> LookupResult:
+        """See :meth:`PageIndex.lookup`. Hits stay on the device; misses come to the host."""
+        found = self.decide(page_ids, epoch, oldest_epoch, admit=admit, priorities=priorities)
+        misses = found.misses
+        if misses is None:
+            hits: Any = DeviceHits(found.slots, None)
+            return LookupResult(hits, None, NO_MISSES, NO_MISSES.page_ids, 0)
+
+        xp, launch = self._xp, self._kernels.launch
+        rows, count = len(found.slots), len(misses.rows)
+        hit_rows, hit_slots = (xp.empty(rows - count, np.int64) for _ in range(2))
+        if rows > count:
+            launch("list_hits", rows, np.int64(rows), misses.missed, misses.ends, found.slots,
+                   hit_rows, hit_slots)  # fmt: skip
+        launch("report", count, misses.rows, np.int64(count), misses.missed, misses.ends,
+               found.page_ids, misses.leaders, found.slots, found.states,
+               misses.columns)  # fmt: skip
+        return _told(self._kernels.read(misses.columns), rows, DeviceHits(hit_slots, hit_rows))
+
+    def decide(
+        self,
+        page_ids: Array,
+        epoch: int,
+        oldest_epoch: int,
+        *,
+        admit: Array | None = None,
+        priorities: Array | None = None,
+    ) -> Decisions:
+        """A lookup of which nothing comes to the host but how many rows did not hit.
+
+        Arguments, errors and what becomes of the slots are those of :meth:`PageIndex.lookup`.
+        """
         xp, launch = self._xp, self._kernels.launch
         page_ids = self._column(page_ids, np.uint64, "page_ids")
         rows = len(page_ids)
@@ -92,25 +168,27 @@ class CudaIndex:
         launch("probe", rows, self._table, page_ids, count, stamp, states, slots, missed,
                missed_counts)  # fmt: skip
         ends = xp.cumsum(missed_counts)
-        misses = int(ends[-1]) if words else 0
+        misses = int(self._kernels.read(ends[-1:])[0]) if words else 0
         if misses == 0:
-            return LookupResult(states, slots, None, xp.empty(0, np.uint64), 0)
+            return Decisions(page_ids, states, slots, None)
 
         miss_rows, hashes = xp.empty(misses, np.int64), xp.empty(misses, np.uint64)
         launch("compact", rows, page_ids, count, self._seed_word, missed, ends, miss_rows, hashes)
         order = xp.argsort(hashes, kind="stable")
-        miss_rows, hashes, count = miss_rows[order], hashes[order], np.int64(misses)
+        sorted_rows, hashes, count = miss_rows[order], hashes[order], np.int64(misses)
         leaders = xp.arange(rows, dtype=np.int64)
-        launch("fold", misses, miss_rows, hashes, count, leaders)
-        evicted = xp.empty(misses, np.uint64)
-        was_evicted = xp.zeros(misses, np.uint8)
-        bypasses = xp.zeros(1, np.uint64)
-        launch("plan", misses * _LANES, self._table, page_ids, miss_rows, hashes, count, admit,
+        launch("fold", misses, sorted_rows, hashes, count, leaders)
+        columns = xp.zeros(_COLUMNS * misses + 1, np.int64)
+        evicted, was_evicted = (
+            columns[at * misses : (at + 1) * misses].view(np.uint64)
+            for at in (_EVICTED, _WAS_EVICTED)
+        )
+        launch("plan", misses * _LANES, self._table, page_ids, sorted_rows, hashes, count, admit,
                priorities, stamp, oldest, states, leaders, slots, evicted, was_evicted,
-               bypasses)  # fmt: skip
-        launch("spread", misses, miss_rows, count, leaders, slots)
-        evicted = evicted[was_evicted.view(np.bool_)]
-        return LookupResult(states, slots, leaders, evicted, int(bypasses[0]))
+               columns[-1:].view(np.uint64))  # fmt: skip
+        launch("spread", misses, sorted_rows, count, leaders, slots)
+        missing = MissesOnDevice(miss_rows, missed, ends, leaders, columns)
+        return Decisions(page_ids, states, slots, missing)
 
     def publish(self, slots: Array) -> None:
         self._change("publish", self._column(slots, np.int64, "slots"), "publish")
@@ -159,7 +237,7 @@ class CudaIndex:
         count = np.int64(len(slots))
         wrong = self._xp.zeros(1, np.uint64)
         self._kernels.launch("count_wrong", len(slots), self._table, slots, count, wrong)
-        check_pending(int(wrong[0]), len(slots), action)
+        check_pending(int(self._kernels.read(wrong)[0]), len(slots), action)
         self._kernels.launch(kernel, len(slots), self._table, slots, count)
 
     def _hints(self, values: Array | None, dtype: type, name: str, count: int) -> Array | None:
@@ -188,3 +266,22 @@ def _address(column: Array) -> int:
 
 def _on_host(column: Array) -> Any:
     return column.copy() if isinstance(column, np.ndarray) else column.get()
+
+
+def _told(words: I64, rows: int, hits: Any) -> LookupResult:
+    """The answer for a batch of so many rows, of what the device tells: see :data:`_COLUMNS`."""
+    columns = words[:-1].reshape(_COLUMNS, -1)
+    miss_rows, leaders, page_ids, slots, states = columns[:_EVICTED]
+    leads, page_of = number_leaders(leaders)
+    has_hit = np.ones(rows, np.bool_)
+    has_hit[miss_rows] = False
+    misses = Misses(
+        rows=miss_rows,
+        leads=leads,
+        page_of=page_of,
+        page_ids=page_ids.view(np.uint64)[leads],
+        states=states[leads].astype(np.uint8),
+        slots=slots[leads],
+    )
+    evicted = columns[_EVICTED].view(np.uint64)[columns[_WAS_EVICTED] != 0]
+    return LookupResult(hits, np.flatnonzero(has_hit), misses, evicted, int(words[-1]))

@@ -32,15 +32,29 @@ extern "C" __global__ void probe(SlotTable table, const u64* page_ids, i64 count
   }
 }
 
-// List the rows that did not hit, ascending, and their hashes. `ends` is the running sum of
-// `missed_counts`.
+// How many rows before `row` did not hit. `ends` is the running sum of `missed_counts`.
+__device__ inline i64 missed_before(const u32* missed, const i64* ends, i64 row) {
+  const u32 word = missed[row / 32];
+  return ends[row / 32] - __popc(word) + __popc(word & ((1u << row % 32) - 1));
+}
+
+// List the rows that hit, ascending, and the slot of each.
+extern "C" __global__ void list_hits(i64 count, const u32* missed, const i64* ends,
+                                     const i64* slots, i64* hit_rows, i64* hit_slots) {
+  const i64 row = thread_number();
+  if (row >= count || (missed[row / 32] >> row % 32 & 1)) return;
+  const i64 at = row - missed_before(missed, ends, row);
+  hit_rows[at] = row;
+  hit_slots[at] = slots[row];
+}
+
+// List the rows that did not hit, ascending, and their hashes.
 extern "C" __global__ void compact(const u64* page_ids, i64 count, u64 seed_word, const u32* missed,
                                    const i64* ends, i64* miss_rows, u64* miss_hashes) {
   const i64 row = thread_number();
   if (row >= count) return;
-  const u32 word = missed[row / 32];
-  if (!(word >> lane_number() & 1)) return;
-  const i64 at = ends[row / 32] - __popc(word) + __popc(word & lanes_before());
+  if (!(missed[row / 32] >> row % 32 & 1)) return;
+  const i64 at = missed_before(missed, ends, row);
   miss_rows[at] = row;
   miss_hashes[at] = fmix64(page_ids[row] ^ seed_word);
 }
@@ -92,7 +106,7 @@ extern "C" __global__ void plan(SlotTable table, const u64* page_ids, const i64*
                                 const u64* hashes, i64 count, const bool* admit,
                                 const u32* priorities, u32 stamp, u32 oldest_stamp,
                                 const u8* states, const i64* leaders, i64* slots, u64* evicted,
-                                u8* was_evicted, u64* bypasses) {
+                                u64* was_evicted, u64* bypasses) {
   const i64 start = thread_number() / 32;
   if (start >= count) return;
   const i64 set = set_of(hashes[start], table.sets);
@@ -156,6 +170,22 @@ extern "C" __global__ void spread(const i64* rows, i64 count, const i64* leaders
   if (at >= count) return;
   const i64 row = rows[at];
   if (leaders[row] != row) slots[row] = slots[leaders[row]];
+}
+
+// What the host is told of the rows that did not hit (`rows`, ascending), a column after the other:
+// the row, the position of its leader among them, its page, the page's slot, its state. The columns
+// after that are those of `plan`.
+extern "C" __global__ void report(const i64* rows, i64 count, const u32* missed, const i64* ends,
+                                  const u64* page_ids, const i64* leaders, const i64* slots,
+                                  const u8* states, i64* columns) {
+  const i64 at = thread_number();
+  if (at >= count) return;
+  const i64 row = rows[at];
+  columns[at] = row;
+  columns[count + at] = missed_before(missed, ends, leaders[row]);
+  columns[2 * count + at] = (i64)page_ids[row];
+  columns[3 * count + at] = slots[row];
+  columns[4 * count + at] = states[row];
 }
 
 // -- changes ----------------------------------------------------------------------------------------

@@ -68,7 +68,8 @@ class PageIndex(Protocol):
 
         1. *Probe*: every request sees the slots as they were when the batch arrived. Slots found,
            VALID or PENDING, are stamped with ``epoch``.
-        2. *Fold*: all rows of one page that did not hit follow the first of them, the leader.
+        2. *Fold*: all rows of one page that did not hit follow the first of them, the leader. They
+           are answered once for each page.
         3. *Plan*: for each missing page that is admitted, in ascending order of the hash, a victim
            is chosen in its set: an EMPTY slot before a VALID one, then the lowest priority, then
            the oldest stamp, then the lowest way. A PENDING slot is never a victim, nor is any slot

@@ -173,7 +173,8 @@ def _reserve(
 def fold_and_plan(
     table: SlotTable,
     page_ids: U64,
-    rows: I64,
+    miss_rows: I64,
+    order: I64,
     hashes: U64,
     admit: Bool,
     priorities: U32,
@@ -186,22 +187,25 @@ def fold_and_plan(
 ) -> tuple[int, int]:
     """Give each page that did not hit one leader, and each missing one a slot if it can.
 
-    ``rows`` and ``hashes`` are those of :func:`probe` in ascending order of the hash, in which the
-    rows of a page are neighbours. An empty ``admit`` admits all, empty ``priorities`` are 0.
-    Completes ``slots`` and ``leaders``, fills ``evicted``; returns (evictions, bypasses).
+    ``miss_rows`` are those of :func:`probe`, and ``order`` their positions there in ascending order
+    of the hash, in which the rows of a page are neighbours; ``hashes`` are in that order. An empty
+    ``admit`` admits all, empty ``priorities`` are 0. Completes the ``slots`` of leaders, fills
+    ``leaders`` (of each position in ``miss_rows``, the first of its page) and ``evicted``; returns
+    (evictions, bypasses).
     """
     evictions = 0
     bypasses = 0
     first = 0
-    while first < rows.size:
-        ahead = min(first + _PREFETCH_ROWS, rows.size - 1)
+    while first < order.size:
+        ahead = min(first + _PREFETCH_ROWS, order.size - 1)
         prefetch(table.priorities, _first_slot(table, hashes[ahead]))
         prefetch(table.stamps, _first_slot(table, hashes[ahead]))
-        leader = rows[first]
+        lead = order[first]
         last = first + 1
-        while last < rows.size and hashes[last] == hashes[first]:
-            leader = min(leader, rows[last])
+        while last < order.size and hashes[last] == hashes[first]:
+            lead = min(lead, order[last])
             last += 1
+        leader = miss_rows[lead]
         if states[leader] == _EMPTY and (admit.size == 0 or admit[leader]):
             slot = _victim(table, hashes[first], oldest_stamp)
             slots[leader] = slot
@@ -214,10 +218,20 @@ def fold_and_plan(
                 priority = priorities[leader] if priorities.size else np.uint32(0)
                 _reserve(table, slot, page_ids[leader], hashes[first], stamp, priority)
         for at in range(first, last):
-            leaders[rows[at]] = leader
-            slots[rows[at]] = slots[leader]
+            leaders[order[at]] = lead
         first = last
     return evictions, bypasses
+
+
+@jit
+def list_hits(states: U8, slots: I64, hit_rows: I64, hit_slots: I64) -> None:
+    """The rows that hit, ascending, and the slot of each."""
+    at = 0
+    for row in range(states.size):
+        if states[row] == _VALID:
+            hit_rows[at] = row
+            hit_slots[at] = slots[row]
+            at += 1
 
 
 @jit

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
-from kvtier.pages import I64, U32, U64, Bool, LookupResult
+from kvtier.folding import leaders_of, number_leaders
+from kvtier.pages import I64, NO_MISSES, U32, U64, Bool, LookupResult, Misses
+
+_NO_SLOTS: Final = np.empty(0, np.int64)
 
 
 class LostIndex:
@@ -24,17 +29,18 @@ class LostIndex:
         priorities: U32 | None = None,  # noqa: ARG002
     ) -> LookupResult:
         if len(page_ids) == 0:
-            return LookupResult(
-                np.empty(0, np.uint8), np.empty(0, np.int64), None, np.empty(0, np.uint64), 0
-            )
-        _, first, inverse = np.unique(page_ids, return_index=True, return_inverse=True)
-        return LookupResult(
-            states=np.zeros(len(page_ids), np.uint8),
-            slots=np.full(len(page_ids), -1, np.int64),
-            leaders=first[inverse].astype(np.int64),
-            evicted=np.empty(0, np.uint64),
-            bypasses=0,
+            return LookupResult(_NO_SLOTS, None, NO_MISSES, NO_MISSES.page_ids, 0)
+        leads, page_of = number_leaders(leaders_of(page_ids))
+        missing = page_ids[leads]
+        misses = Misses(
+            rows=np.arange(len(page_ids)),
+            leads=leads,
+            page_of=page_of,
+            page_ids=missing,
+            states=np.zeros(len(missing), np.uint8),
+            slots=np.full(len(missing), -1, np.int64),
         )
+        return LookupResult(_NO_SLOTS, _NO_SLOTS, misses, NO_MISSES.page_ids, 0)
 
     def publish(self, slots: I64) -> None:
         pass

@@ -10,7 +10,7 @@ import numpy as np
 from kvtier.index.epochs import base_for
 from kvtier.index.hashing import fmix64_int, seed_word
 from kvtier.index.interface import IndexSnapshot, check_pending, hint_column, sets_for
-from kvtier.pages import I64, U32, U64, Bool, LookupResult, PageState
+from kvtier.pages import I64, U32, U64, Bool, LookupResult, Misses, PageState
 from kvtier.rows import as_column
 
 
@@ -78,11 +78,11 @@ class ReferenceIndex:
             if victim.state == PageState.VALID:
                 evicted.append(victim.page)
             self._slots[slots[row]] = _Slot(pages[row], PageState.PENDING, epoch, ranks[row])
-        all_hit = all(state == PageState.VALID for state in states)
+        hits = [row for row, state in enumerate(states) if state == PageState.VALID]
         return LookupResult(
-            states=np.array(states, np.uint8),
-            slots=np.array([slots[leader] for leader in leaders], np.int64),
-            leaders=None if all_hit else np.array(leaders, np.int64),
+            hits=np.array([slots[row] for row in hits], np.int64),
+            rows=None if len(hits) == count else np.array(hits, np.int64),
+            misses=_misses(pages, states, slots, leaders),
             evicted=np.array(evicted, np.uint64),
             bypasses=bypasses,
         )
@@ -172,3 +172,18 @@ def _fold(pages: Sequence[int], states: Sequence[PageState]) -> list[int]:
         row if state == PageState.VALID else first_rows.setdefault(page, row)
         for row, (page, state) in enumerate(zip(pages, states, strict=True))
     ]
+
+
+def _misses(
+    pages: Sequence[int], states: Sequence[PageState], slots: Sequence[int], leaders: Sequence[int]
+) -> Misses:
+    rows = [row for row, state in enumerate(states) if state != PageState.VALID]
+    first = [row for row in rows if leaders[row] == row]
+    return Misses(
+        rows=np.array(rows, np.int64),
+        leads=np.array([row in first for row in rows], np.bool_),
+        page_of=np.array([first.index(leaders[row]) for row in rows], np.int64),
+        page_ids=np.array([pages[row] for row in first], np.uint64),
+        states=np.array([states[row] for row in first], np.uint8),
+        slots=np.array([slots[row] for row in first], np.int64),
+    )

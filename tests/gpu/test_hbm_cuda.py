@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cpu_gpu import CpuGpu
+from index_engines import assert_same_answer
 
 from kvtier.errors import DeviceError, LimitError
 from kvtier.gpu import DeviceRows, Gpu
@@ -306,11 +307,9 @@ def test_the_index_takes_the_same_decisions_as_the_twins(tier: CudaTier) -> None
     for epoch in range(1, 20):
         page_ids = rng.integers(0, 4 * SLOTS, 32).astype(np.uint64)
         results = [t.index.lookup(page_ids, epoch, epoch) for t in (tier, twin)]
-        np.testing.assert_array_equal(results[0].slots, results[1].slots)
-        np.testing.assert_array_equal(results[0].evicted, results[1].evicted)
+        assert_same_answer(*results)
         for each, result in zip((tier, twin), results, strict=True):
-            reserved = result.slots[(result.states == 0) & (result.slots >= 0)]
-            each.index.publish(np.unique(reserved))
+            each.index.publish(result.misses.reserved[result.misses.reserved >= 0])
 
 
 def test_the_gpu_that_a_cpu_plays_keeps_its_memory_apart() -> None:

@@ -245,6 +245,10 @@ class _Kernels:
         gpu.launched.append(name)
         gpu.enqueue(gpu.current_stream(), work)
 
+    def read(self, values: DeviceArray) -> Any:
+        self._gpu.host_waits += 1
+        return values.get()
+
 
 def _passed(gpu: CpuGpu, argument: Any) -> Any:
     if isinstance(argument, np.ndarray):
@@ -310,28 +314,40 @@ class DeviceArray:
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise TypeError("memory of the device is taken for NumPy's: use get()")
 
+    def __lt__(self, other: Any) -> DeviceArray:
+        return self._result(lambda held: held < _inside(self.gpu, other))
+
     def __ge__(self, other: Any) -> DeviceArray:
-        return self._result(self.held >= _inside(self.gpu, other))
+        return self._result(lambda held: held >= _inside(self.gpu, other))
 
     def __eq__(self, other: object) -> DeviceArray:  # type: ignore[override]
-        return self._result(self.held == _inside(self.gpu, other))
+        return self._result(lambda held: held == _inside(self.gpu, other))
 
     def __ne__(self, other: object) -> DeviceArray:  # type: ignore[override]
-        return self._result(self.held != _inside(self.gpu, other))
+        return self._result(lambda held: held != _inside(self.gpu, other))
 
     __hash__ = None  # type: ignore[assignment]
 
     def __and__(self, other: Any) -> DeviceArray:
-        return self._result(self.held & _inside(self.gpu, other))
+        return self._result(lambda held: held & _inside(self.gpu, other))
+
+    def __xor__(self, other: Any) -> DeviceArray:
+        return self._result(lambda held: held ^ _inside(self.gpu, other))
+
+    def __mul__(self, other: Any) -> DeviceArray:
+        return self._result(lambda held: held * _inside(self.gpu, other))
+
+    def __rshift__(self, other: Any) -> DeviceArray:
+        return self._result(lambda held: held >> _inside(self.gpu, other))
 
     def __mod__(self, other: Any) -> DeviceArray:
-        return self._result(self.held % _inside(self.gpu, other))
+        return self._result(lambda held: held % _inside(self.gpu, other))
 
     def sum(self, axis: int) -> DeviceArray:
-        return self._result(self.held.sum(axis=axis, dtype=self.held.dtype))
+        return self._result(lambda held: held.sum(axis=axis, dtype=held.dtype))
 
     def astype(self, dtype: Any) -> DeviceArray:
-        return self._result(self.held.astype(dtype))
+        return self._result(lambda held: held.astype(dtype))
 
     def get(self) -> Any:
         self._touch()
@@ -347,9 +363,9 @@ class DeviceArray:
         self.gpu.run(self.gpu.current_stream())
         self.gpu.tick("array", self.held.nbytes)
 
-    def _result(self, held: Any) -> DeviceArray:
+    def _result(self, function: Callable[[Any], Any]) -> DeviceArray:
         self._touch()
-        return DeviceArray(self.gpu, held)
+        return DeviceArray(self.gpu, function(self.held))
 
 
 @dataclass(frozen=True)
@@ -397,7 +413,7 @@ class DeviceArrays:
     def ascontiguousarray(self, values: DeviceArray) -> DeviceArray:
         if values.flags.c_contiguous:
             return values
-        return values._result(_aligned(np.ascontiguousarray(values.held)))
+        return values._result(lambda held: _aligned(np.ascontiguousarray(held)))
 
     def arange(self, *bounds: int, dtype: Any = np.int64) -> DeviceArray:
         self._gpu.call()

@@ -80,6 +80,11 @@ class FakeArray:
         self.device = SimpleNamespace(id=max(memptr.mem.device_id, 0))
         raw = (ctypes.c_uint8 * memptr.mem.size).from_address(memptr.ptr)
         self.held = np.frombuffer(raw, dtype).reshape(shape)
+        self.dtype, self.nbytes = self.held.dtype, self.held.nbytes
+
+    def get(self, out: Any) -> None:
+        assert (out.shape, out.dtype) == (self.shape, self.dtype)
+        out[...] = self.held
 
 
 class FakeModule:
@@ -137,6 +142,7 @@ def fake_cupy(devices: int = 1) -> Any:
         ExternalStream=FakeExternalStream,
         UnownedMemory=FakeUnownedMemory,
         MemoryPointer=FakeMemoryPointer,
+        alloc_pinned_memory=bytearray,
         get_current_stream=lambda: FakeStream.current,
         get_elapsed_time=lambda start, end: 2.5,
     )

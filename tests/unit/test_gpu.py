@@ -138,6 +138,18 @@ def test_a_kernel_is_launched_with_whole_blocks_and_records_by_value(cupy: Any) 
     RowKernels(gpu.kernels(SOURCE, {}))
 
 
+def test_results_of_kernels_are_read_whatever_their_size(cupy: Any) -> None:
+    gpu = CudaGpu()
+    kernels = gpu.kernels(SOURCE, {})
+    for rows in (1, 64, 3):
+        memory = Cai((rows, 512))
+        memory.memory[:] = np.arange(rows)[:, None]
+        seen = kernels.read(gpu.adopt(memory))
+        np.testing.assert_array_equal(seen, memory.memory)
+        kernels.read(gpu.adopt(Cai()))
+        np.testing.assert_array_equal(seen, memory.memory)
+
+
 def test_a_failure_of_the_device_is_its_loss(cupy: Any) -> None:
     gpu = CudaGpu()
     message = "the GPU failed: CUDARuntimeError: cudaErrorIllegalAddress"

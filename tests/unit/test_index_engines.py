@@ -137,7 +137,8 @@ def test_kernels_decide_as_the_cpu_does(engine: str, ways: int) -> None:
                 for index in (ours, theirs)
             )
             assert_same_answer(found, expected)
-            reserved = np.unique(expected.slots[(expected.states == 0) & (expected.slots >= 0)])
+            reserved = expected.misses.reserved
+            reserved = reserved[reserved >= 0]
             pending = rng.permutation(np.concatenate([pending, reserved]))
             published, aborted, pending = np.split(pending, [rows // 4, rows // 3])
             gone = rng.integers(0, 3 * slots, 5).astype(np.uint64)

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from index_engines import open_index_by_row as create_index
 
 from kvtier.errors import LimitError
-from kvtier.index import IndexEngine, PageIndex, create_index
+from kvtier.index import IndexEngine, PageIndex
 from kvtier.index.epochs import STAMP_HISTORY, STAMP_MAX, base_for
 from kvtier.pages import PageState
 

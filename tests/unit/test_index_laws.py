@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from index_engines import ENGINES, open_index
+from index_engines import ENGINES
+from index_engines import open_index_by_row as open_index
 
 from kvtier.errors import SettingsError
 from kvtier.index import PageIndex, create_index
