@@ -22,8 +22,9 @@ from kvtier.catalogue import Catalogue, ObjectStore
 from kvtier.chain import Chain, Read
 from kvtier.directory import ObjectDirectory, ObjectEntry
 from kvtier.errors import BackendError, LimitError
-from kvtier.gpu import Array, DeviceRows, Rows
+from kvtier.gpu import Array, DeviceIds, DeviceRows, PageIds, Rows
 from kvtier.lease import Lease
+from kvtier.levels import check_page_ids
 from kvtier.measure import Measurements
 from kvtier.pages import I64, U8, U32, U64, Bool, PageStatus, Purpose, expand_objects
 from kvtier.settings import Settings
@@ -42,9 +43,13 @@ class Driver(Protocol):
 
     def device_rows(self, memory: object, stream: int | None) -> DeviceRows: ...
 
+    def new_device_rows(self, count: int, stream: int | None) -> DeviceRows: ...
+
+    def device_ids(self, memory: object, stream: int | None) -> DeviceIds: ...
+
     async def read(
         self,
-        page_ids: U64,
+        page_ids: PageIds,
         out: Rows | None,
         deadline_s: float | None = None,
         purpose: Purpose = Purpose.UNSTATED,
@@ -60,9 +65,9 @@ class Driver(Protocol):
         purpose: Purpose = Purpose.UNSTATED,
     ) -> Read: ...
 
-    async def prefetch(self, page_ids: U64) -> U8: ...
+    async def prefetch(self, page_ids: PageIds) -> U8: ...
 
-    async def hold(self, page_ids: U64) -> tuple[Read, I64]: ...
+    async def hold(self, page_ids: PageIds) -> tuple[Read, I64]: ...
 
     async def write(self, page_ids: U64, objects: int, payload: U8 | None) -> None: ...
 
@@ -244,7 +249,7 @@ class TieredCache(Generic[DriverT]):
 
     async def read(
         self,
-        page_ids: U64,
+        page_ids: Array,
         out: Array | None = None,
         *,
         deadline_s: float | None = None,
@@ -254,31 +259,42 @@ class TieredCache(Generic[DriverT]):
         """Read pages through the levels.
 
         Args:
-            page_ids: u64[n], repeats allowed.
-            out: u8[n, page_bytes], C-contiguous; allocated if None. Never touched after the
-                return, nor after a cancellation. Where the first tier is on a GPU, memory of that
-                is taken as well, with ``__cuda_array_interface__`` or DLPack (CuPy, PyTorch), from
-                an address that is a multiple of 16. Its OK pages are enqueued, in the order of
-                ``stream``, and the host does not wait for them; a page that was lost with the GPU
-                is FAILED.
+            page_ids: u64[n], repeats allowed. Where the first tier is on a GPU, memory of that is
+                taken as well, with ``__cuda_array_interface__`` or DLPack (CuPy, PyTorch), as it
+                is in the order of ``stream``; those that hit stay there. It may be written again
+                after the return.
+            out: u8[n, page_bytes], C-contiguous; allocated if None, where ``page_ids`` are. Never
+                touched after the return, nor after a cancellation. Memory of the GPU is taken as
+                well, from an address that is a multiple of 16. Its OK pages are enqueued, in the
+                order of ``stream``, and the host does not wait for them; a page that was lost with
+                the GPU is FAILED.
             deadline_s: pages not there by then are answered LATE.
             purpose: what the pages are for; counters and latencies are kept apart by it.
-            stream: the ``cudaStream_t`` on which the owner of ``out`` uses it. None: CuPy's current
-                one at the call, which is, as PyTorch's, the default stream unless it was changed.
+            stream: the ``cudaStream_t`` on which the owner of ``page_ids`` and ``out`` uses them.
+                None: CuPy's current one at the call, which is, as PyTorch's, the default stream
+                unless it was changed.
 
         Raises:
             LimitError: ``page_ids`` or ``out`` does not fit.
-            DeviceLostError: ``out`` lies on a GPU that has failed.
+            DeviceLostError: ``page_ids`` or ``out`` lies on a GPU that has failed.
+            DeviceError: the GPU has no memory left for the pages.
         """
-        page_ids = _checked_ids(page_ids)
-        memory: Array = self._driver.rows(len(page_ids)) if out is None else out
-        rows = memory if out is None else self._checked_out(page_ids, out, stream)
-        status = await self.read_into(page_ids, rows, deadline_s, purpose)
+        ids = self._checked_ids(page_ids, stream)
+        memory: Array = out
+        rows: Rows | None
+        if out is not None:
+            rows = self._checked_out(ids, out, stream)
+        elif isinstance(ids, DeviceIds):
+            rows = self._driver.new_device_rows(len(ids), stream)
+            memory = rows.array
+        else:
+            rows = memory = self._driver.rows(len(ids))
+        status = await self.read_into(ids, rows, deadline_s, purpose)
         return ReadResult(status, memory)
 
     async def read_into(
         self,
-        page_ids: U64,
+        page_ids: PageIds,
         rows: Rows | None,
         deadline_s: float | None = None,
         purpose: Purpose = Purpose.UNSTATED,
@@ -297,31 +313,36 @@ class TieredCache(Generic[DriverT]):
             status[part] = await self._driver.read(page_ids[part], part_rows, left, purpose)
         return status
 
-    async def prefetch(self, page_ids: U64) -> U8:
-        """Fill the tiers with pages, without copying them; returns their status (u8[n])."""
-        page_ids = _checked_ids(page_ids)
+    async def prefetch(self, page_ids: Array, *, stream: int | None = None) -> U8:
+        """Fill the tiers with pages, without copying them; returns their status (u8[n]).
+
+        Arguments and errors are those of :meth:`read`.
+        """
+        ids = self._checked_ids(page_ids, stream)
         size = self._batch_pages_max
-        status = np.empty(len(page_ids), np.uint8)
-        for start in range(0, len(page_ids), size):
+        status = np.empty(len(ids), np.uint8)
+        for start in range(0, len(ids), size):
             part = slice(start, start + size)
-            status[part] = await self._driver.prefetch(page_ids[part])
+            status[part] = await self._driver.prefetch(ids[part])
         return status
 
-    async def lease(self, page_ids: U64) -> Lease:
+    async def lease(self, page_ids: Array, *, stream: int | None = None) -> Lease:
         """Bring pages into the first tier and keep them there, to be used in place.
 
+        Arguments and errors are those of :meth:`read`.
+
         Raises:
-            LimitError: too many pages, or the first level is no tier in memory.
+            LimitError: also, if there are too many, or the first level is no tier in memory.
         """
-        page_ids = _checked_ids(page_ids)
+        ids = self._checked_ids(page_ids, stream)
         if not self._settings.tiers or self._settings.tiers[0].name == "nvme":
             raise LimitError("a lease needs a first tier in memory (hbm or dram)")
-        if len(page_ids) > self._batch_pages_max:
+        if len(ids) > self._batch_pages_max:
             raise LimitError(
-                f"a lease of {len(page_ids)} pages: at most batch_pages_max = "
+                f"a lease of {len(ids)} pages: at most batch_pages_max = "
                 f"{self._batch_pages_max} can be held at once"
             )
-        read, slots = await self._driver.hold(page_ids)
+        read, slots = await self._driver.hold(ids)
         return Lease(self._driver.chain, read, slots)
 
     async def drain(self) -> None:
@@ -387,7 +408,13 @@ class TieredCache(Generic[DriverT]):
                 f"it must be a C-contiguous uint8{list(expected)}"
             )
 
-    def _checked_out(self, page_ids: U64, out: Array, stream: int | None) -> Rows:
+    def _checked_ids(self, page_ids: Array, stream: int | None) -> PageIds:
+        if not isinstance(page_ids, np.ndarray):
+            return self._driver.device_ids(page_ids, stream)
+        check_page_ids(page_ids)
+        return page_ids
+
+    def _checked_out(self, page_ids: PageIds, out: Array, stream: int | None) -> Rows:
         on_host = isinstance(out, np.ndarray)
         rows: Rows = out if on_host else self._driver.device_rows(out, stream)
         memory = rows.array if isinstance(rows, DeviceRows) else rows
@@ -403,11 +430,3 @@ class TieredCache(Generic[DriverT]):
                 f"C-contiguous uint8{list(expected)}"
             )
         return rows
-
-
-def _checked_ids(page_ids: U64) -> U64:
-    if page_ids.dtype != np.uint64 or page_ids.ndim != 1:
-        raise LimitError(
-            f"page_ids is {page_ids.dtype}{list(page_ids.shape)}: it must be uint64[n]"
-        )
-    return page_ids

@@ -10,7 +10,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, cast
 
 import numpy as np
 
@@ -24,17 +25,20 @@ from kvtier.chain import (
     Fetch,
     Fill,
     Flight,
+    Lookup,
     Read,
     Write,
 )
+from kvtier.chain.admission import admitted
+from kvtier.chain.driver import Index
 from kvtier.clock import Clock
 from kvtier.errors import ClosedError, DeviceLostError
-from kvtier.gpu import DeviceRows, Rows
-from kvtier.index.lost import LostIndex
+from kvtier.gpu import Array, DeviceIds, DeviceRows, PageIds, Rows
+from kvtier.index.lost import LosableIndex
 from kvtier.levels import Levels
 from kvtier.measure import measurements_by_purpose
-from kvtier.pages import I64, U8, U64, PageStatus, Purpose
-from kvtier.tiers import Tier
+from kvtier.pages import I64, U8, U64, Bool, PageStatus, Purpose
+from kvtier.tiers import CudaTier, Tier
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +87,7 @@ class AsyncDriver(ChainDriver):
         clock: Clock,
         deadline_s: float | None = None,
     ) -> None:
-        super().__init__(chain, [tier.index for tier in levels.tiers])
+        super().__init__(chain, [self._losable(tier) for tier in levels.tiers])
         self.measurements = measurements_by_purpose(len(levels))
         self._levels = levels
         self._page_bytes = page_bytes
@@ -102,6 +106,11 @@ class AsyncDriver(ChainDriver):
         """In the chain's order."""
         return self._levels.tiers
 
+    def _losable(self, tier: Tier) -> Index:
+        return (
+            LosableIndex(tier.index, self._lose_gpu) if isinstance(tier, CudaTier) else tier.index
+        )
+
     # -- batches ------------------------------------------------------------------------------
 
     def rows(self, count: int) -> U8:
@@ -112,16 +121,25 @@ class AsyncDriver(ChainDriver):
         """As of :meth:`kvtier.levels.Levels.device_rows`."""
         return self._levels.device_rows(memory, stream)
 
+    def new_device_rows(self, count: int, stream: int | None) -> DeviceRows:
+        """As of :meth:`kvtier.levels.Levels.new_device_rows`."""
+        return self._levels.new_device_rows(count, stream)
+
+    def device_ids(self, memory: object, stream: int | None) -> DeviceIds:
+        """As of :meth:`kvtier.levels.Levels.device_ids`."""
+        return self._levels.device_ids(memory, stream)
+
     async def read(
         self,
-        page_ids: U64,
+        page_ids: PageIds,
         out: Rows | None,
         deadline_s: float | None = None,
         purpose: Purpose = Purpose.UNSTATED,
     ) -> U8:
         """Read a batch into ``out`` (u8[n, page_bytes]); returns a ``PageStatus`` per page.
 
-        Of DeviceRows, an OK row is *enqueued*: it is there for what their stream does next.
+        Of DeviceRows, an OK row is *enqueued*: it is there for what their stream does next. Rows of
+        DeviceIds are FAILED if those are lost with the GPU.
         """
         read: Read | None = None
         try:
@@ -158,22 +176,31 @@ class AsyncDriver(ChainDriver):
         """
         return await self._start(page_ids, out, purpose=purpose, parts=parts)
 
-    async def prefetch(self, page_ids: U64) -> U8:
+    async def prefetch(self, page_ids: PageIds) -> U8:
         """Fill the tiers with a batch; returns a ``PageStatus`` per page."""
         read = await self._start(page_ids, None)
         await self._finish(read)
         return read.status
 
-    async def hold(self, page_ids: U64) -> tuple[Read, I64]:
+    async def hold(self, page_ids: PageIds) -> tuple[Read, I64]:
         """Fill the tiers with a batch and keep its epoch until ``chain.release``.
 
         Returns:
-            The read to be released, and i64[n], each page's slot in the first tier or -1.
+            The read to be released, and i64[n], each page's slot in the first tier or -1; of
+            DeviceIds on the GPU, unless it is lost.
         """
-        page_ids = page_ids.copy()
+        if isinstance(page_ids, DeviceIds):
+            page_ids = DeviceIds(self._levels.apply(_copied, page_ids), page_ids.ready)
+        else:
+            page_ids = page_ids.copy()
         read = await self._start(page_ids, None, held=True)
         await self._finish(read)
-        return read, self.indexes[0].peek(page_ids)
+        if isinstance(page_ids, DeviceIds):
+            try:
+                return read, self._levels.peek(page_ids)
+            except DeviceLostError as error:
+                self._lose_gpu(error)
+        return read, self.indexes[0].peek(cast("U64", page_ids))
 
     async def write(self, page_ids: U64, objects: int, payload: U8 | None) -> None:
         """Fill the tiers with new objects' pages; ``payload`` is not read after the return."""
@@ -238,7 +265,7 @@ class AsyncDriver(ChainDriver):
 
     async def _start(
         self,
-        page_ids: U64,
+        page_ids: PageIds,
         out: Rows | None,
         *,
         held: bool = False,
@@ -250,10 +277,14 @@ class AsyncDriver(ChainDriver):
             self._unyielded_pages = 0
             await asyncio.sleep(0)
         self.check()
+        if isinstance(page_ids, DeviceIds):
+            await self._until_ready(page_ids)
         if self.chain.room_pages < len(page_ids) or self._gate.locked():
             await self._find_room(page_ids)
+        # The chain hands them to the index, and looks at those that missed.
+        asked_for = cast("U64", page_ids)
         read, actions = self.chain.read(
-            page_ids,
+            asked_for,
             wants_bytes=out is not None,
             held=held,
             purpose=purpose,
@@ -265,7 +296,17 @@ class AsyncDriver(ChainDriver):
         self._unyielded_pages += len(page_ids)
         return read
 
-    async def _find_room(self, page_ids: U64) -> None:
+    async def _until_ready(self, page_ids: DeviceIds) -> None:
+        """Let others go on until the GPU has written what is asked for."""
+        try:
+            with self._levels.gpu_calls():
+                while not page_ids.ready.done:  # noqa: ASYNC110 -- a GPU sets no asyncio.Event
+                    await asyncio.sleep(0)
+        except DeviceLostError as error:
+            self._lose_gpu(error)
+            raise
+
+    async def _find_room(self, page_ids: PageIds) -> None:
         """Wait until the in-flight table can take what the batch will miss; first come, first."""
         if self._flying(page_ids) == 0:
             return
@@ -276,11 +317,11 @@ class AsyncDriver(ChainDriver):
                 await self._progress.wait()
                 self.check()
 
-    def _flying(self, page_ids: U64) -> int:
+    def _flying(self, page_ids: PageIds) -> int:
         """Pages of a batch that will need a flight, at most; hits in memory need none."""
         if not self.tiers or not self.tiers[0].in_memory:
             return len(page_ids)
-        return int(np.count_nonzero(self.indexes[0].peek(page_ids) < 0))
+        return int(np.count_nonzero(self.indexes[0].peek(cast("U64", page_ids)) < 0))
 
     async def _finish(self, read: Read) -> None:
         """Wait for a batch that was not answered at once."""
@@ -308,6 +349,23 @@ class AsyncDriver(ChainDriver):
             raise
 
     # -- actions ------------------------------------------------------------------------------
+
+    def look_up(self, action: Lookup) -> Iterable[Action]:
+        """As every driver does; page ids that are lost with the GPU are told to the chain."""
+        try:
+            return super().look_up(action)
+        except DeviceLostError as error:
+            self._lose_gpu(error)
+            return self.chain.not_looked_up(action)
+
+    def admit(self, action: Lookup) -> Bool | None:
+        """As every driver does, wherever the page ids lie."""
+        page_ids: object = action.page_ids
+        if not isinstance(page_ids, DeviceIds) or action.admit >= 1.0:
+            return super().admit(action)
+        choose = partial(admitted, epoch=action.epoch, share=action.admit)
+        chosen: Bool = self._levels.apply(choose, page_ids)
+        return chosen
 
     def copy(self, action: Copy) -> Iterable[Action]:
         """Copy pages into the caller's rows, unless it has left."""
@@ -388,13 +446,16 @@ class AsyncDriver(ChainDriver):
     def _lose_gpu(self, error: DeviceLostError) -> None:
         """From now on the first tier misses everything."""
         if self._levels.lose_gpu(error):
-            self.indexes = (LostIndex(), *self.indexes[1:])
+            index = self.indexes[0]
+            assert isinstance(index, LosableIndex)
+            index.lose()
+            self.chain.lose_memory()
             logger.warning("hbm is lost, its pages are read from the levels below: %s", error)
 
     def _without_gpu(self, action: Copy, job: _Job, error: DeviceLostError) -> Iterable[Action]:
-        """Rows in the GPU's memory are lost with it; others get their pages from below."""
+        """Rows and page ids in the GPU's memory are lost with it; others are sought below."""
         self._lose_gpu(error)
-        if isinstance(job.rows, DeviceRows):
+        if isinstance(job.rows, DeviceRows) or not isinstance(action.read.page_ids, np.ndarray):
             return self.chain.uncopied(action, seek=False)
         self._spawn(self._seek_below(action, job))
         return ()
@@ -442,6 +503,10 @@ class AsyncDriver(ChainDriver):
             self._failing.add(level)
             name = self._levels.name(level)
             logger.warning("%s fails: %s: %s", name, type(error).__name__, error)
+
+
+def _copied(page_ids: Array) -> Array:
+    return page_ids.copy()
 
 
 async def _through_cancellation(future: asyncio.Future[None]) -> None:

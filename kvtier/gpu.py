@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, TypeAlias
 import numpy as np
 
 from kvtier.errors import DeviceError, DeviceLostError, LimitError
-from kvtier.pages import U8
+from kvtier.pages import U8, U64
 from kvtier.units import format_bytes
 
 ALIGNMENT_BYTES: Final = 16
@@ -53,7 +53,14 @@ class Kernels(Protocol):
 
 
 class Event(Protocol):
-    """A mark in a stream."""
+    """A mark in a stream.
+
+    Attributes:
+        done: the stream has come there.
+    """
+
+    @property
+    def done(self) -> bool: ...
 
     def synchronize(self) -> None:
         """Wait on the host until the stream has come there."""
@@ -199,6 +206,25 @@ class DeviceRows:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class DeviceIds:
+    """Page ids that lie on a GPU, and are taken from there.
+
+    Attributes:
+        array: u64[n].
+        ready: an :class:`Event` after whatever writes them.
+    """
+
+    array: Array
+    ready: Any
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, part: slice) -> DeviceIds:
+        return DeviceIds(self.array[part], self.ready)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class DeviceHits:
     """Slots of pages that were found, on the GPU that found them; no writes to them are pending.
 
@@ -216,6 +242,9 @@ class DeviceHits:
 
 Rows: TypeAlias = U8 | DeviceRows
 """Where pages are brought to: host memory, or a GPU's."""
+
+PageIds: TypeAlias = U64 | DeviceIds
+"""What pages are asked for by: host memory, or a GPU's."""
 
 
 def device_rows(gpu: Gpu, memory: object, stream: int | None = None) -> DeviceRows | None:
@@ -239,7 +268,12 @@ def device_rows(gpu: Gpu, memory: object, stream: int | None = None) -> DeviceRo
             f"the memory begins at {array.data.ptr:#x} on the GPU: it must be a multiple of "
             f"{ALIGNMENT_BYTES}"
         )
-    return DeviceRows(array, gpu.current_stream() if stream is None else gpu.stream_at(stream))
+    return DeviceRows(array, stream_of(gpu, stream))
+
+
+def stream_of(gpu: Gpu, handle: int | None) -> Stream:
+    """The stream of a ``cudaStream_t``; None: the current one."""
+    return gpu.current_stream() if handle is None else gpu.stream_at(handle)
 
 
 @contextlib.contextmanager

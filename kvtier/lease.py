@@ -23,7 +23,7 @@ class Lease:
 
     Attributes:
         slots: i64[n], the slot of each page in the first tier, -1 where it is not there
-            (bypassed, not admitted, absent or failed).
+            (bypassed, not admitted, absent or failed). On the GPU if the page ids are there.
     """
 
     def __init__(self, chain: Chain, read: Read, slots: I64) -> None:

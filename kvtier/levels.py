@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 
 from kvtier.chain import Copy, Extents, Fetch, Fill, Flight
-from kvtier.errors import DeviceLostError, LimitError
-from kvtier.gpu import DeviceRows, Rows, device_rows
+from kvtier.errors import DeviceError, DeviceLostError, LimitError
+from kvtier.gpu import Array, DeviceIds, DeviceRows, Rows, device_calls, device_rows, stream_of
 from kvtier.origin import Origin
 from kvtier.pages import U8
 from kvtier.rows import aligned_rows, copy_rows
@@ -66,15 +67,51 @@ class Levels:
             LimitError: the first tier is on no GPU, or the memory is not on that.
             DeviceLostError: the GPU has failed.
         """
-        name = f"{type(memory).__module__.partition('.')[0]}.{type(memory).__name__}"
-        if self._gpu is None:
-            raise LimitError(f"out is a {name}, and no tier is on a GPU: give a NumPy array")
-        if self._gpu_lost is not None:
-            raise DeviceLostError(f"{self._gpu_lost}; read into host memory")
-        rows = device_rows(self._gpu.gpu, memory, stream)
+        rows = device_rows(self._check_memory("out", memory).gpu, memory, stream)
         if rows is None:
-            raise LimitError(f"out is a {name} in host memory: give a NumPy array over it")
+            raise LimitError(f"out is a {_name(memory)} in host memory: give a NumPy array over it")
         return rows
+
+    def device_ids(self, memory: object, stream: int | None) -> DeviceIds:
+        """Page ids in memory of the first tier's GPU; arguments and errors as of ``device_rows``.
+
+        Raises:
+            LimitError: also, if the memory is no u64[n].
+        """
+        tier = self._check_memory("page_ids", memory)
+        array = tier.gpu.adopt(memory)
+        if array is None:
+            name = _name(memory)
+            raise LimitError(f"page_ids is a {name} in host memory: give a NumPy array over it")
+        check_page_ids(array)
+        return tier.index.take(array, stream_of(tier.gpu, stream))
+
+    def new_device_rows(self, count: int, stream: int | None) -> DeviceRows:
+        """Memory of the first tier's GPU for pages, which belongs to a stream.
+
+        Raises:
+            DeviceError: there is none left.
+        """
+        assert self._gpu is not None
+        gpu, shape = self._gpu.gpu, (count, self._staging.shape[1])
+        owner = stream_of(gpu, stream)
+        try:
+            with gpu.on(owner):
+                return DeviceRows(gpu.xp.empty(shape, np.uint8), owner)
+        except gpu.errors as error:
+            raise DeviceError(f"the GPU has no memory for {count} pages: {error}") from error
+
+    def apply(self, function: Callable[[Array], Array], page_ids: DeviceIds) -> Array:
+        """See :meth:`kvtier.tiers.cuda_index.StreamIndex.apply`."""
+        return self._alive("page_ids").index.apply(function, page_ids)
+
+    def peek(self, page_ids: DeviceIds) -> Array:
+        """The first tier's slot of each page, or -1 (i64[n]), on the GPU."""
+        return self._alive("page_ids").index.peek_there(page_ids)
+
+    def gpu_calls(self) -> AbstractContextManager[None]:
+        """Within, a failure of the first tier's GPU is a DeviceLostError."""
+        return device_calls(self._alive("page_ids").gpu)
 
     def copy(self, action: Copy, rows: Rows) -> None:
         """Bring pages to the caller.
@@ -146,6 +183,19 @@ class Levels:
             self._gpu_lost = str(error)
         return is_news
 
+    def _check_memory(self, what: str, memory: object) -> CudaTier:
+        """The first tier, if it is on a GPU that works and may have ``memory``."""
+        if self._gpu is None:
+            name = _name(memory)
+            raise LimitError(f"{what} is a {name}, and no tier is on a GPU: give a NumPy array")
+        return self._alive(what)
+
+    def _alive(self, what: str) -> CudaTier:
+        assert self._gpu is not None
+        if self._gpu_lost is not None:
+            raise DeviceLostError(f"{self._gpu_lost}; give {what} in host memory")
+        return self._gpu
+
     def _check_gpu(self, tier: MemoryTier | None) -> None:
         """Nothing is asked of a GPU that has failed, whether or not it would answer."""
         if self._gpu_lost is not None and tier is self._gpu:
@@ -164,3 +214,19 @@ class Levels:
 
     def _buffer(self, number: int) -> U8:
         return self._staging[number * self._buffer_pages : (number + 1) * self._buffer_pages]
+
+
+def check_page_ids(page_ids: Array) -> None:
+    """Refuse what are no page ids, wherever they lie.
+
+    Raises:
+        LimitError: they are no u64[n].
+    """
+    if page_ids.dtype != np.uint64 or page_ids.ndim != 1:
+        raise LimitError(
+            f"page_ids is {page_ids.dtype}{list(page_ids.shape)}: it must be uint64[n]"
+        )
+
+
+def _name(memory: object) -> str:
+    return f"{type(memory).__module__.partition('.')[0]}.{type(memory).__name__}"

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from kvtier.chain.extents import Extents
 from kvtier.chain.flight import Flight, Read, Write
-from kvtier.pages import I64, U64, Bool
+from kvtier.pages import I64, U64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -17,7 +17,7 @@ class Lookup:
     Lookups are performed in the order in which they were asked for.
 
     Attributes:
-        admit: bool[n], the pages that may take a slot if they are missed; None: all.
+        admit: share of missing pages that may reserve a slot (:mod:`kvtier.chain.admission`).
         only_resident: of these, only those that a level below has: no others will come.
     """
 
@@ -26,7 +26,7 @@ class Lookup:
     page_ids: U64
     epoch: int
     oldest_epoch: int
-    admit: Bool | None
+    admit: float
     only_resident: bool = False
 
 
@@ -47,7 +47,7 @@ class Copy:
     Attributes:
         flight: where the bytes are: its staging buffer, or the slots of its level in memory;
             None: slots of the first tier.
-        sources: i64[m], buffer rows or slots.
+        sources: i64[m], buffer rows or slots; without a flight, the ``hits`` of a lookup.
         rows: i64[m], rows of the caller's batch, or None for all of them in order.
     """
 

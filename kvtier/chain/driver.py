@@ -20,6 +20,7 @@ from kvtier.chain.actions import (
     Lookup,
     Publish,
 )
+from kvtier.chain.admission import admitted
 from kvtier.chain.machine import Chain
 from kvtier.pages import I64, U32, U64, Bool, LookupResult
 
@@ -64,13 +65,7 @@ class ChainDriver(ABC):
         while queue:
             match queue.popleft():
                 case Lookup() as action:
-                    result = self.indexes[action.level].lookup(
-                        action.page_ids,
-                        action.epoch,
-                        action.oldest_epoch,
-                        admit=self._admitted(action),
-                    )
-                    queue.extend(self.chain.looked_up(action, result))
+                    queue.extend(self.look_up(action))
                 case Copy() as action:
                     queue.extend(self.copy(action))
                 case Fill() as action:
@@ -86,6 +81,67 @@ class ChainDriver(ABC):
                 case Complete() as action:
                     self.complete(action)
 
+    def look_up(self, action: Lookup) -> Iterable[Action]:
+        """Ask a tier's index for pages; returns what follows."""
+        admit = self.admit(action)
+        index = self.indexes[action.level]
+        result = index.lookup(action.page_ids, action.epoch, action.oldest_epoch, admit=admit)
+        return self.chain.looked_up(action, result)
+
+    def admit(self, action: Lookup) -> Bool | None:
+        """Which of the pages that are looked up may reserve a slot; None: all."""
+        return self.admitted(action, action.page_ids)
+
+    def invalidate(self, page_ids: U64) -> I64: ...
+
+    def peek(self, page_ids: U64) -> I64: ...
+
+
+class ChainDriver(ABC):
+    """Performs a chain's actions. A subclass moves the bytes, or models their moving.
+
+    Args:
+        chain: the state machine.
+        indexes: the page index of each tier.
+    """
+
+    def __init__(self, chain: Chain, indexes: Sequence[Index]) -> None:
+        self.chain = chain
+        self.indexes: tuple[Index, ...] = tuple(indexes)
+
+    def perform(self, actions: Iterable[Action]) -> None:
+        """Perform actions, and those that follow from them, in order."""
+        queue = deque(actions)
+        while queue:
+            match queue.popleft():
+                case Lookup() as action:
+                    queue.extend(self.look_up(action))
+                case Copy() as action:
+                    queue.extend(self.copy(action))
+                case Fill() as action:
+                    queue.extend(self.fill(action))
+                case Fetch() as action:
+                    self.fetch(action)
+                case Publish(level, slots):
+                    self.indexes[level].publish(slots)
+                case Abort(level, slots):
+                    self.indexes[level].abort(slots)
+                case Invalidate(level, page_ids):
+                    self.indexes[level].invalidate(page_ids)
+                case Complete() as action:
+                    self.complete(action)
+
+    def look_up(self, action: Lookup) -> Iterable[Action]:
+        """Ask a tier's index for pages; returns what follows."""
+        admit = self.admit(action)
+        index = self.indexes[action.level]
+        result = index.lookup(action.page_ids, action.epoch, action.oldest_epoch, admit=admit)
+        return self.chain.looked_up(action, result)
+
+    def admit(self, action: Lookup) -> Bool | None:
+        """Which of the pages that are looked up may reserve a slot; None: all."""
+        return admitted(action.page_ids, action.epoch, action.admit)
+
     def invalidate(self, page_ids: U64) -> None:
         """Forget pages (u64[n]) in every tier."""
         self.perform(self.chain.invalidate(page_ids))
@@ -97,11 +153,13 @@ class ChainDriver(ABC):
             found |= index.peek(page_ids) >= 0
         return found
 
-    def _admitted(self, action: Lookup) -> Bool | None:
+    def admitted(self, action: Lookup, page_ids: U64) -> Bool | None:
+        """The same, of ``page_ids`` in host memory."""
+        chosen = admitted(page_ids, action.epoch, action.admit)
         if not action.only_resident:
-            return action.admit
-        found = self.resident(action.page_ids, action.level + 1)
-        return found if action.admit is None else found & action.admit
+            return chosen
+        found = self.resident(page_ids, action.level + 1)
+        return found if chosen is None else found & chosen
 
     @abstractmethod
     def copy(self, action: Copy) -> Iterable[Action]:

@@ -28,7 +28,6 @@ from kvtier.chain.actions import (
     Lookup,
     Publish,
 )
-from kvtier.chain.admission import admitted
 from kvtier.chain.counters import Counters, no_counts, total
 from kvtier.chain.epochs import Epochs
 from kvtier.chain.extents import ExtentRules, Extents, plan_extents
@@ -122,6 +121,7 @@ class Chain:
     ) -> tuple[Read, list[Action]]:
         """Start a batch of demand reads (u64[n], repeats allowed), counted by ``purpose``.
 
+        What the index of a first tier in memory understands beside NumPy arrays may be given too.
         The caller makes sure that at most ``room_pages`` of them need a flight: those that miss a
         first tier in memory, or all where there is none. With ``wants_bytes=False``
         the batch only fills the tiers; with ``held`` its epoch, and so every slot of the first
@@ -216,6 +216,17 @@ class Chain:
             case Write() as write:
                 return self._write_lookup(action.level, write, result)
 
+    def not_looked_up(self, action: Lookup) -> list[Action]:
+        """Go on with a read of which the page ids were lost, with the GPU that they were on."""
+        read = action.ticket
+        assert isinstance(read, Read)
+        read.lookups[0] += len(read.page_ids)
+        read.failed += len(read.page_ids)
+        return self._resolve(read, None, PageStatus.FAILED)
+
+    def lose_memory(self) -> None:
+        """The memory of the first tier is lost: from now on its index misses everything."""
+
     def fetched(self, flight: Flight, status: U8, issued: Extents) -> list[Action]:
         """Go on with a fetch that ended.
 
@@ -293,8 +304,6 @@ class Chain:
     def _lookup(self, level: int, ticket: Read | Flight | Write, page_ids: U64) -> Lookup:
         # A flight that failed at one level comes late to the next one, behind younger batches:
         # the present epoch keeps the order, and protects as well, for the flight holds an older.
-        epoch = self._epochs.newest
-        admit = admitted(page_ids, epoch, self._tiers[level].admit)
         match ticket:
             case Read():
                 only_resident = ticket.origin_shut
@@ -302,7 +311,9 @@ class Chain:
                 only_resident = ticket.owner.origin_shut
             case Write():
                 only_resident = False
-        return Lookup(level, ticket, page_ids, epoch, self._epochs.oldest, admit, only_resident)
+        newest, oldest = self._epochs.newest, self._epochs.oldest
+        share = self._tiers[level].admit
+        return Lookup(level, ticket, page_ids, newest, oldest, share, only_resident)
 
     def _first_lookup(self, read: Read, result: LookupResult) -> list[Action]:
         if not self._tiers[0].in_memory:

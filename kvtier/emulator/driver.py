@@ -25,7 +25,7 @@ from kvtier.emulator.loop import VirtualLoop
 from kvtier.emulator.modelled import Hardware, ModelledDriver
 from kvtier.emulator.timeline import Timeline
 from kvtier.errors import LimitError
-from kvtier.gpu import DeviceRows, Rows
+from kvtier.gpu import DeviceIds, DeviceRows, PageIds, Rows
 from kvtier.pages import I64, U8, U64, PageStatus, Purpose
 
 
@@ -81,9 +81,17 @@ class VirtualDriver(ModelledDriver):
         """Refuses: no bytes move in virtual time."""
         raise LimitError("out is no NumPy array: in virtual time no bytes move, give none")
 
+    def new_device_rows(self, count: int, stream: int | None) -> DeviceRows:  # noqa: ARG002
+        """Refuses likewise."""
+        raise LimitError("page_ids are no NumPy array: in virtual time there is no GPU")
+
+    def device_ids(self, memory: object, stream: int | None) -> DeviceIds:  # noqa: ARG002
+        """Refuses likewise."""
+        raise LimitError("page_ids are no NumPy array: in virtual time there is no GPU")
+
     async def read(
         self,
-        page_ids: U64,
+        page_ids: PageIds,
         out: Rows | None,  # noqa: ARG002  # the interface of all drivers
         deadline_s: float | None = None,
         purpose: Purpose = Purpose.UNSTATED,
@@ -115,17 +123,17 @@ class VirtualDriver(ModelledDriver):
         """As the asyncio driver's."""
         return await self._start(page_ids, wants_bytes=True, purpose=purpose, parts=parts)
 
-    async def prefetch(self, page_ids: U64) -> U8:
+    async def prefetch(self, page_ids: PageIds) -> U8:
         """Fill the tiers with a batch; returns a ``PageStatus`` per page (u8[n])."""
         read = await self._start(page_ids, wants_bytes=False)
         await self._finish(read)
         return read.status
 
-    async def hold(self, page_ids: U64) -> tuple[Read, I64]:
+    async def hold(self, page_ids: PageIds) -> tuple[Read, I64]:
         """As the asyncio driver's."""
         read = await self._start(page_ids, wants_bytes=False, held=True)
         await self._finish(read)
-        return read, self.indexes[0].peek(page_ids)
+        return read, self.indexes[0].peek(read.page_ids)
 
     async def write(
         self,
@@ -181,13 +189,14 @@ class VirtualDriver(ModelledDriver):
 
     async def _start(
         self,
-        page_ids: U64,
+        page_ids: PageIds,
         *,
         wants_bytes: bool,
         held: bool = False,
         purpose: Purpose = Purpose.UNSTATED,
         parts: Parts | None = None,
     ) -> Read:
+        assert isinstance(page_ids, np.ndarray), "in virtual time there is no GPU"
         start_ns = self.timeline.now_ns
         await self._pass_host()
         if self.chain.room_pages < len(page_ids) or self._gate.locked():

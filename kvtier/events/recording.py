@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from kvtier.chain import Action, Chain, Copy, Extents, Fill, Flight, Read, Write
+from kvtier.chain import Action, Chain, Extents, Fill, Flight, Read, Write
 from kvtier.errors import DeviceLostError
 from kvtier.events.owners import present_owners
 from kvtier.events.schema import EventKind, Flag
@@ -81,14 +81,11 @@ class RecordingChain(Chain):
         self._log.fetched(flight.number, some_failed, _existing(flight, issued))
         return super().fetched(flight, status, issued)
 
-    def uncopied(self, copy: Copy, *, seek: bool) -> list[Action]:  # noqa: ARG002
+    def lose_memory(self) -> None:
         raise DeviceLostError(_LOST)
 
     def filled(self, fill: Fill, ok: Bool | None = None) -> list[Action]:
-        if self.is_in_memory(fill.level):
-            if ok is not None:
-                raise DeviceLostError(_LOST)
-        else:
+        if not self.is_in_memory(fill.level):
             status = None
             if ok is not None and not ok.all():
                 status = np.where(ok, np.uint8(PageStatus.OK), np.uint8(PageStatus.FAILED))

@@ -1,4 +1,4 @@
-"""The tier in the memory of a GPU. Its index is on the host; kernels move the pages.
+"""The tier in the memory of a GPU: its index and its pages lie there, kernels look up and move.
 
 **Order.** Reads and writes of the arena happen in the order in which they were enqueued, whatever
 their streams (:class:`kvtier.tiers.stream_order.StreamOrder`). That is why a batch may release its
@@ -18,15 +18,26 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from kvtier.errors import DeviceError, DeviceLostError
-from kvtier.gpu import Array, DeviceRows, Gpu, Stream, check_free, device_calls, device_rows
-from kvtier.index import PageIndex
+from kvtier.gpu import (
+    Array,
+    DeviceHits,
+    DeviceRows,
+    Gpu,
+    Stream,
+    check_free,
+    device_calls,
+    device_rows,
+)
+from kvtier.index.cuda import SLOT_BYTES
 from kvtier.pages import I64, U8
 from kvtier.rows import as_column
 from kvtier.tiers.crossing import Crossing
+from kvtier.tiers.cuda_index import StreamIndex
 from kvtier.tiers.cuda_rows import SOURCE, RowKernels
 from kvtier.tiers.memory import HostTier, MemoryTier
 from kvtier.tiers.stream_order import StreamOrder
@@ -37,9 +48,10 @@ class CudaTier(MemoryTier):
     """A tier on a GPU. Memory of callers is NumPy's, the GPU's, or DeviceRows.
 
     Args:
-        gpu: where the arena lies.
-        index: which page lies in which slot; on the host.
-        slots: pages of the arena.
+        gpu: where index and arena lie.
+        slots: pages of the arena, in whole sets.
+        ways: slots of a set.
+        seed: of the index's hash.
         page_bytes: bytes of a page.
 
     Raises:
@@ -49,16 +61,19 @@ class CudaTier(MemoryTier):
     name = "hbm"
     engine = "cuda"
 
-    def __init__(self, gpu: Gpu, index: PageIndex, slots: int, page_bytes: int) -> None:
+    index: StreamIndex
+
+    def __init__(self, gpu: Gpu, slots: int, ways: int, seed: int, page_bytes: int) -> None:
         self.gpu = gpu
-        self.index = index
         self._page_bytes = page_bytes
         self._order = StreamOrder()
-        size = slots * page_bytes
+        self._hits: list[tuple[Any, DeviceHits]] = []
+        size = slots * (page_bytes + SLOT_BYTES)
         try:
             check_free(gpu, size, "an hbm tier")
             self._rows = RowKernels(gpu.kernels(SOURCE, {}))
             self._stream = gpu.new_stream()
+            self.index = StreamIndex(gpu, slots, ways, seed)
             self.arena = gpu.xp.empty((slots, page_bytes), np.uint8)
             self._crossing = Crossing(gpu, self._rows, slots, page_bytes)
         except gpu.errors as error:
@@ -67,17 +82,24 @@ class CudaTier(MemoryTier):
                 "lower its capacity, or look at nvidia-smi"
             ) from error
 
-    def gather(self, slots: I64, out: U8 | DeviceRows, rows: I64 | None = None) -> None:
-        """See :meth:`MemoryTier.gather`."""
+    def gather(
+        self, slots: I64 | DeviceHits, out: U8 | DeviceRows, rows: I64 | None = None
+    ) -> None:
+        """See :meth:`MemoryTier.gather`. Of hits that are on the GPU, ``rows`` are known there."""
         with device_calls(self.gpu):
             to = device_rows(self.gpu, out)
             self._check(slots, out if to is None else to.array, rows)
             if to is None:
                 assert isinstance(out, np.ndarray)
-                self._download(slots, out, rows)
+                self._download(slots.slots if isinstance(slots, DeviceHits) else slots, out, rows)
                 return
             with self.reading(to.stream):
-                self._rows.copy(to.array, rows, self.arena, slots, len(slots))
+                if isinstance(slots, DeviceHits):
+                    where = slots.slots
+                    self._rows.copy(to.array, slots.rows, self.arena, where, len(slots))
+                    self._keep(slots, to.stream)
+                else:
+                    self._rows.copy(to.array, rows, self.arena, slots, len(slots))
 
     def scatter(self, slots: I64, source: U8 | DeviceRows, rows: I64 | None = None) -> None:
         """See :meth:`MemoryTier.scatter`. Host memory goes through pinned buffers."""
@@ -153,9 +175,15 @@ class CudaTier(MemoryTier):
             self._order.wait_for_reads()
             self._stream.synchronize()
             self._crossing.close()
+            self._hits.clear()
             self.arena = self.gpu.xp.empty((0, self._page_bytes), np.uint8)
 
-    def _download(self, slots: I64, out: U8, rows: I64 | None) -> None:
+    def _keep(self, hits: DeviceHits, stream: Stream) -> None:
+        """Keep hits until ``stream`` has come so far: their memory would be the index's again."""
+        self._hits = [(read, kept) for read, kept in self._hits if not read.done]
+        self._hits.append((stream.record(), hits))
+
+    def _download(self, slots: Array, out: U8, rows: I64 | None) -> None:
         for stream in self._crossing.streams:
             self._order.before_read(stream)
         try:
@@ -174,7 +202,7 @@ class CudaTier(MemoryTier):
             self._rows.copy(self.arena, slots, source, rows, len(slots))
         self._order.after_write([self._stream])
 
-    def _check(self, slots: I64, memory: Array, rows: I64 | None) -> None:
+    def _check(self, slots: I64 | DeviceHits, memory: Array, rows: I64 | None) -> None:
         """Kernels would follow a number that is out of range anywhere, so the host looks first."""
         if (
             memory.ndim != 2
@@ -190,7 +218,8 @@ class CudaTier(MemoryTier):
             raise ValueError(f"memory has {len(memory)} rows, but {len(slots)} are needed")
         if rows is not None and len(rows) != len(slots):
             raise ValueError(f"{len(rows)} rows are given for {len(slots)} slots")
-        _check_range("slot", slots, len(self.arena))
+        if not isinstance(slots, DeviceHits):
+            _check_range("slot", slots, len(self.arena))
         if rows is not None:
             _check_range("row", rows, len(memory))
 

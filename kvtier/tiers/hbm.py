@@ -22,7 +22,7 @@ def open_hbm(
     Raises:
         DeviceError: not enough memory.
     """
-    index = create_index(slots, settings.ways, seed)
     if gpu is None:
+        index = create_index(slots, settings.ways, seed)
         return HostTier("hbm", "cpu-twin", index, slots, page_bytes)
-    return CudaTier(gpu, index, slots, page_bytes)
+    return CudaTier(gpu, slots, settings.ways, seed, page_bytes)

@@ -62,6 +62,7 @@ class CpuGpu:
         self.pinned_bytes = 0
         self.allocated_bytes = 0
         self.host_waits = 0
+        self.fetched_bytes = 0
         self.now_ns = 0
         self.fails_at = fails_at
         self._fails_late = fails_late
@@ -117,8 +118,8 @@ class CpuGpu:
         return memory.held if isinstance(memory, ForeignArray) else None
 
     def elapsed_ms(self, start: CpuEvent, end: CpuEvent) -> float:
-        assert start.done
-        assert end.done
+        assert start.passed
+        assert end.passed
         return (end.passed_ns - start.passed_ns) / 1e6
 
     # -- the device ---------------------------------------------------------------------------
@@ -181,6 +182,13 @@ class CpuStream:
         self._gpu.host_waits += 1
         self._gpu.run(self)
 
+    def reuse(self, change: Callable[[], object]) -> None:
+        """Memory of the stream is somebody else's, as soon as what is enqueued is done."""
+        if self.queue:
+            self.queue.append(change)
+        else:
+            change()
+
     def step(self) -> None:
         """Do the oldest work, and what it waits for."""
         self._gpu.check()
@@ -192,17 +200,25 @@ class CpuEvent:
     """:class:`kvtier.gpu.Event`."""
 
     def __init__(self, gpu: CpuGpu, stream: CpuStream) -> None:
-        self.done = False
+        self.passed = False
         self.passed_ns = 0
         self._gpu = gpu
         self._stream = stream
 
+    @property
+    def done(self) -> bool:
+        """Whoever asks again and again finds it so at last."""
+        self._gpu.call()
+        if not self.passed:
+            self._stream.step()
+        return self.passed
+
     def pass_by(self) -> None:
-        self.done = True
+        self.passed = True
         self.passed_ns = self._gpu.now_ns
 
     def run(self) -> None:
-        while not self.done:
+        while not self.passed:
             self._stream.step()
 
     def synchronize(self) -> None:
@@ -272,9 +288,24 @@ class DeviceArray:
     __array_priority__ = 1000
     __array_ufunc__ = None
 
-    def __init__(self, gpu: CpuGpu, held: Any) -> None:
+    def __init__(self, gpu: CpuGpu, held: Any, base: DeviceArray | None = None) -> None:
         self.gpu = gpu
         self.held = held
+        self._base = base
+        self._pool: CpuStream | None = None
+
+    def owned(self) -> DeviceArray:
+        """Memory of CuPy's pool: once nobody holds it, the current stream gives it away again.
+
+        Whatever is enqueued there afterwards may find it changed, and other streams at any time.
+        """
+        self._pool = self.gpu.current_stream()
+        return self
+
+    def __del__(self) -> None:
+        held, pool = self.held, self._pool
+        if pool is not None and isinstance(held, np.ndarray) and not self.gpu.lost:
+            pool.reuse(lambda: held.fill(1))
 
     # What costs no access.
     shape = property(lambda self: self.held.shape)
@@ -292,16 +323,16 @@ class DeviceArray:
         return len(self.held)
 
     def view(self, dtype: Any) -> DeviceArray:
-        return DeviceArray(self.gpu, self.held.view(dtype))
+        return DeviceArray(self.gpu, self.held.view(dtype), self)
 
     def reshape(self, *shape: int) -> DeviceArray:
-        return DeviceArray(self.gpu, self.held.reshape(*shape))
+        return DeviceArray(self.gpu, self.held.reshape(*shape), self)
 
     # What reads or writes it, in the order of the current stream.
     def __getitem__(self, key: Any) -> DeviceArray:
-        if not isinstance(key, slice):
-            self._touch()
-        return DeviceArray(self.gpu, self.held[_inside(self.gpu, key)])
+        if isinstance(key, slice):
+            return DeviceArray(self.gpu, self.held[key], self)
+        return self._result(lambda held: held[_inside(self.gpu, key)])
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self._touch()
@@ -309,6 +340,7 @@ class DeviceArray:
 
     def __int__(self) -> int:
         self._touch()
+        self.gpu.fetched_bytes += self.held.nbytes
         return int(self.held)
 
     def __array__(self, *_: Any, **__: Any) -> Any:
@@ -349,8 +381,12 @@ class DeviceArray:
     def astype(self, dtype: Any) -> DeviceArray:
         return self._result(lambda held: held.astype(dtype))
 
+    def copy(self) -> DeviceArray:
+        return self._result(_aligned)
+
     def get(self) -> Any:
         self._touch()
+        self.gpu.fetched_bytes += self.held.nbytes
         return self.held.copy()
 
     def set(self, values: Any) -> None:
@@ -365,7 +401,7 @@ class DeviceArray:
 
     def _result(self, function: Callable[[Any], Any]) -> DeviceArray:
         self._touch()
-        return DeviceArray(self.gpu, function(self.held))
+        return DeviceArray(self.gpu, function(self.held)).owned()
 
 
 @dataclass(frozen=True)
@@ -401,14 +437,14 @@ class DeviceArrays:
             raise OutOfDeviceMemoryError(f"{size} bytes")
         self._gpu.call()
         held = _aligned(np.full(shape, value, dtype))
-        return DeviceArray(self._gpu, held)
+        return DeviceArray(self._gpu, held).owned()
 
     def asarray(self, values: Any) -> DeviceArray:
         if isinstance(values, DeviceArray):
             return values
         copy = _aligned(np.array(values))
         self._gpu.enqueue(self._gpu.current_stream(), lambda: self._gpu.tick("array", copy.nbytes))
-        return DeviceArray(self._gpu, copy)
+        return DeviceArray(self._gpu, copy).owned()
 
     def ascontiguousarray(self, values: DeviceArray) -> DeviceArray:
         if values.flags.c_contiguous:
@@ -417,7 +453,7 @@ class DeviceArrays:
 
     def arange(self, *bounds: int, dtype: Any = np.int64) -> DeviceArray:
         self._gpu.call()
-        return DeviceArray(self._gpu, np.arange(*bounds, dtype=dtype))
+        return DeviceArray(self._gpu, np.arange(*bounds, dtype=dtype)).owned()
 
     def take(self, values: DeviceArray, rows: DeviceArray, axis: int, out: DeviceArray) -> None:
         out._touch()
@@ -430,9 +466,8 @@ class DeviceArrays:
     def cumsum(self, values: DeviceArray) -> DeviceArray:
         return self._of(np.cumsum, values)
 
-    def argsort(self, values: DeviceArray, kind: str) -> DeviceArray:
-        values._touch()
-        return DeviceArray(self._gpu, np.argsort(values.held, kind=kind))  # type: ignore[call-overload]
+    def argsort(self, values: DeviceArray, kind: Any) -> DeviceArray:
+        return values._result(lambda held: np.argsort(held, kind=kind))
 
     def sort(self, values: DeviceArray) -> DeviceArray:
         return self._of(np.sort, values)
@@ -440,11 +475,10 @@ class DeviceArrays:
     def unique(self, values: DeviceArray, return_index: bool) -> tuple[DeviceArray, DeviceArray]:
         values._touch()
         found, first = np.unique(values.held, return_index=True)
-        return DeviceArray(self._gpu, found), DeviceArray(self._gpu, first)
+        return DeviceArray(self._gpu, found).owned(), DeviceArray(self._gpu, first).owned()
 
     def _of(self, function: Callable[[Any], Any], values: DeviceArray) -> DeviceArray:
-        values._touch()
-        return DeviceArray(self._gpu, function(values.held))
+        return values._result(function)
 
 
 def _aligned(values: Any) -> Any:

@@ -17,6 +17,7 @@ from kvtier.gpu import DeviceHits
 from kvtier.index import PageIndex, create_index
 from kvtier.index.cuda import SOURCE, CudaIndex
 from kvtier.pages import I64, U8, U64, LookupResult, PageState
+from kvtier.tiers.cuda_index import StreamIndex
 
 CUDA_ON_CPU = "cuda on a CPU"
 ENGINES = ["reference", "numba", CUDA_ON_CPU, pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -63,7 +64,7 @@ def _build() -> Path:
 class OnHost:
     """An index on a GPU, with its answers brought to the host."""
 
-    def __init__(self, index: CudaIndex) -> None:
+    def __init__(self, index: CudaIndex | StreamIndex) -> None:
         self._index = index
 
     def __getattr__(self, name: str) -> Any:

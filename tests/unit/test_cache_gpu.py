@@ -100,16 +100,21 @@ async def test_leased_pages_are_read_in_place_by_kernels_of_the_caller(gpu: Gpu)
 
 
 @pytest.mark.asyncio
-async def test_hits_for_the_gpu_do_not_wait_for_it() -> None:
+async def test_hits_wait_for_one_number_and_not_for_the_caller_s_stream() -> None:
     gpu = CpuGpu("lazy")
     async with opened(gpu) as cache:
         ids = await store(cache, b"key", 32)
+        out, stream = rows_on(gpu, 32), gpu.new_stream()
+        with gpu.on(stream):
+            busy = gpu.xp.asarray(np.zeros(1))
         waits, launched = gpu.host_waits, len(gpu.launched)
-        out = rows_on(gpu, 32)
-        assert (await cache.read(ids, out)).ok
-        assert gpu.host_waits == waits
-        assert gpu.launched[launched:] == ["copy_rows"]
+        assert (await cache.read(ids, out, stream=stream.ptr)).ok
+        assert gpu.host_waits == waits + 1
+        assert gpu.launched[launched:] == ["probe", "copy_rows"]
+        assert len(stream.queue) > 1
+        stream.synchronize()
         np.testing.assert_array_equal(out.get(), payload(b"key", 32))
+        assert busy.get() == 0
 
 
 @pytest.mark.asyncio
@@ -120,6 +125,30 @@ async def test_a_long_read_comes_in_parts_and_foreign_memory_is_taken_over(gpu: 
         assert (await cache.read(ids, foreign(out))).ok
         expected = np.concatenate([payload(b"%d" % key, 50) for key in range(12)])
         np.testing.assert_array_equal(out.get(), expected)
+
+
+def lose_at_the_next_copy(gpu: CpuGpu, cache: Any) -> None:
+    """The device fails between a lookup and the copy of its hits."""
+    tier = cache.driver.tiers[0]
+    gather = tier.gather
+
+    def lost(*arguments: Any) -> None:
+        gpu.lost = True
+        gather(*arguments)
+
+    tier.gather = lost
+
+
+@pytest.mark.asyncio
+async def test_a_gpu_that_is_lost_before_a_lookup_misses_everything() -> None:
+    gpu = CpuGpu()
+    async with opened(gpu) as cache:
+        ids = await store(cache, b"key", 8)
+        gpu.lost = True
+        result = await cache.read(ids[[3, 3, 5]])
+        np.testing.assert_array_equal(result.pages, payload(b"key", 8)[[3, 3, 5]])
+        hbm, dram, _ = cache.driver.chain.counters.levels
+        assert (hbm.hits, hbm.lookups, hbm.failures, dram.hits) == (0, 2, 0, 2)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -133,7 +162,7 @@ async def test_hits_of_a_lost_gpu_are_failures_and_come_from_below(
         cache.driver.indexes[1].invalidate(ids[:4])
         await cache.read(ids)
         cache.driver.indexes[0].invalidate(ids[7:])
-        gpu.lost = True
+        lose_at_the_next_copy(gpu, cache)
         asked = np.array([3, 3, 5, 0, 7, 7, 3, 5])
         result = await cache.read(ids[asked])
         assert result.ok
@@ -143,7 +172,7 @@ async def test_hits_of_a_lost_gpu_are_failures_and_come_from_below(
         assert (hbm.hits, hbm.lookups, hbm.failures) == (8, 12, 3)
         assert (dram.hits, origin.hits, counters.folded) == (2, 2, 4)
         assert (counters.reads, counters.unique, counters.delivered) == (16, 12, 16)
-        with pytest.raises(DeviceLostError, match="read into host memory"):
+        with pytest.raises(DeviceLostError, match="give out in host memory"):
             await cache.read(ids, DeviceArray(gpu, np.zeros((8, PAGE), np.uint8)))
         with await cache.lease(ids) as lease:
             assert (lease.slots == -1).all()
@@ -265,6 +294,6 @@ async def test_without_a_tier_on_a_gpu_its_memory_is_refused() -> None:
 @pytest.mark.asyncio
 async def test_a_gpu_without_the_memory_is_refused_before_it_is_asked_for_it() -> None:
     gpu = CpuGpu(memory_bytes=1 << 14)
-    with pytest.raises(DeviceError, match=r"hbm tier of 32 KiB does not fit: .* 16 KiB of 16 KiB"):
+    with pytest.raises(DeviceError, match=r"hbm tier of 33.1 KiB does not fit: .* 16 KiB of"):
         async with opened(gpu):
             pass

@@ -1,0 +1,104 @@
+"""The index of the tier on a GPU: the CUDA index on a stream of its own.
+
+Lookups, publications and all else happen there in the order of the calls, so decisions never depend
+on how fast the GPU is. When a lookup returns, the host has waited for its last kernel: its answer
+may be used on any stream, and the page ids may be written again. The stream has no other work, so
+that wait is for a few short kernels; page ids that another stream still writes are waited for
+before (:attr:`kvtier.gpu.DeviceIds.ready`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from kvtier.gpu import Array, DeviceIds, Gpu, device_calls
+from kvtier.index import IndexSnapshot
+from kvtier.index.cuda import SOURCE, CudaIndex
+from kvtier.pages import I64, U64, LookupResult
+
+
+class StreamIndex:
+    """A :class:`kvtier.index.PageIndex` for page ids in host memory, or DeviceIds.
+
+    Hits are :class:`kvtier.gpu.DeviceHits`; all other answers are host memory. Every call may raise
+    a DeviceLostError; the index must not be used any more then.
+
+    Args:
+        gpu: where it lies.
+        slots, ways, seed: as of :func:`kvtier.index.create_index`.
+
+    Raises:
+        SettingsError: ``slots`` or ``ways`` is not possible.
+    """
+
+    def __init__(self, gpu: Gpu, slots: int, ways: int, seed: int) -> None:
+        self._gpu = gpu
+        self._stream = gpu.new_stream()
+        self._kernels = gpu.kernels(SOURCE, {"WAYS": ways})
+        with gpu.on(self._stream):
+            self._index = CudaIndex(slots, ways, seed, self._kernels)
+        self.slots, self.sets, self.ways = self._index.slots, self._index.sets, ways
+
+    def take(self, page_ids: Array, stream: Any) -> DeviceIds:
+        """Page ids (u64[n]) of the GPU, as they will be when ``stream`` has come so far."""
+        with device_calls(self._gpu):
+            ready = stream.record()
+            self._stream.wait_event(ready)
+            return DeviceIds(page_ids, ready)
+
+    def lookup(self, page_ids: U64 | DeviceIds, *epochs: int, **hints: Any) -> LookupResult:
+        """See :meth:`PageIndex.lookup`."""
+        with self._calls():
+            return self._index.lookup(_array(page_ids), *epochs, **hints)
+
+    def publish(self, slots: I64) -> None:
+        """See :meth:`PageIndex.publish`."""
+        with self._calls():
+            self._index.publish(slots)
+
+    def abort(self, slots: I64) -> None:
+        """See :meth:`PageIndex.abort`."""
+        with self._calls():
+            self._index.abort(slots)
+
+    def invalidate(self, page_ids: U64) -> I64:
+        """See :meth:`PageIndex.invalidate`."""
+        with self._calls():
+            slots: I64 = self._kernels.read(self._index.invalidate(page_ids))
+            return slots
+
+    def peek(self, page_ids: U64 | DeviceIds) -> I64:
+        """See :meth:`PageIndex.peek`."""
+        with self._calls():
+            slots: I64 = self._kernels.read(self._index.peek(_array(page_ids)))
+            return slots
+
+    def peek_there(self, page_ids: DeviceIds) -> Array:
+        """What :meth:`peek` answers, left on the GPU (i64[n]) for whatever stream."""
+        with self._calls():
+            slots = self._index.peek(page_ids.array)
+            self._stream.synchronize()
+            return slots
+
+    def apply(self, function: Callable[[Array], Array], page_ids: DeviceIds) -> Array:
+        """``function`` of page ids, for :meth:`lookup`."""
+        with self._calls():
+            return function(page_ids.array)
+
+    def snapshot(self) -> IndexSnapshot:
+        """See :meth:`PageIndex.snapshot`."""
+        with self._calls():
+            return self._index.snapshot()
+
+    @contextlib.contextmanager
+    def _calls(self) -> Iterator[None]:
+        with device_calls(self._gpu), self._gpu.on(self._stream):
+            yield
+
+
+def _array(page_ids: U64 | DeviceIds) -> Array:
+    return page_ids.array if isinstance(page_ids, DeviceIds) else np.asarray(page_ids)

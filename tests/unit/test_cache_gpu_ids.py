@@ -1,0 +1,275 @@
+"""Page ids that lie on the GPU: what hits stays there, and what misses is answered as ever."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from cpu_gpu import ORDERS, CpuGpu, DeviceArray, ForeignArray
+from gated_backend import GatedBackend
+from gpus import GPUS, open_test_gpu
+from index_engines import on_host
+from small_cache import PAGE, forget_tiers, payload, settings, store
+
+from kvtier import open_cache
+from kvtier.errors import DeviceError, DeviceLostError, LimitError
+from kvtier.gpu import Gpu
+from kvtier.pages import U64, PageStatus
+from kvtier.tiers.cuda_rows import SOURCE, RowKernels
+
+PAGES = 40
+
+
+@pytest.fixture(params=GPUS)
+def gpu(request: pytest.FixtureRequest) -> Gpu:
+    return open_test_gpu(request.param)
+
+
+def opened(gpu: Gpu | None, tiers: str = "hbm dram", slots: int = 64) -> Any:
+    return open_cache(settings(tiers, slots=slots), origin=GatedBackend(PAGE), gpu=gpu)
+
+
+def foreign(array: Any) -> Any:
+    """The same memory, as another library describes its own."""
+    if isinstance(array, DeviceArray):
+        return ForeignArray(array)
+    return SimpleNamespace(__cuda_array_interface__=array.__cuda_array_interface__)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("tiers", ["hbm", "hbm dram", "hbm dram nvme"])
+@pytest.mark.parametrize("kept", [0, 13, PAGES])
+async def test_pages_come_to_where_their_ids_are(gpu: Gpu, tiers: str, kept: int) -> None:
+    async with opened(gpu, tiers) as cache:
+        ids = await store(cache, b"key", PAGES)
+        await forget_tiers(cache, ids[kept:])
+        asked = np.random.default_rng(kept).integers(0, PAGES, 60)
+        there = gpu.xp.asarray(ids[asked])
+        result = await cache.read(there)
+        assert result.ok
+        assert isinstance(result.pages, gpu.xp.ndarray)
+        there[:] = gpu.xp.zeros(60, np.uint64)  # the caller's again
+        np.testing.assert_array_equal(on_host(result.pages), payload(b"key", PAGES)[asked])
+        await cache.drain()
+
+
+@pytest.mark.asyncio
+async def test_memory_of_each_kind_goes_with_ids_of_each_kind(gpu: Gpu) -> None:
+    async with opened(gpu) as cache:
+        ids = await store(cache, b"key", PAGES)
+        await forget_tiers(cache, ids[::3])
+        there = gpu.xp.asarray(ids)
+        for page_ids in (ids, there, foreign(there)):
+            for out in (np.zeros((PAGES, PAGE), np.uint8), gpu.xp.zeros((PAGES, PAGE), np.uint8)):
+                assert (await cache.read(page_ids, out)).pages is out
+                np.testing.assert_array_equal(on_host(out), payload(b"key", PAGES))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.asyncio
+async def test_ids_are_taken_as_their_stream_leaves_them(order: Any) -> None:
+    gpu = CpuGpu(order)
+    async with opened(gpu) as cache:
+        ids = await store(cache, b"key", PAGES)
+        stream = gpu.new_stream()
+        there, later = gpu.xp.zeros(PAGES, np.uint64), gpu.xp.asarray(ids)
+
+        def write() -> None:
+            there.held[:] = later.held
+
+        gpu.enqueue(stream, write)
+        result = await cache.read(there, stream=stream.ptr)
+        gpu.enqueue(stream, lambda: there.held.fill(0))
+        stream.synchronize()
+        np.testing.assert_array_equal(result.pages.get(), payload(b"key", PAGES))
+
+
+@pytest.mark.asyncio
+async def test_others_go_on_while_ids_are_not_written_yet() -> None:
+    gpu = CpuGpu("lazy")
+    async with opened(gpu) as cache:
+        ids = await store(cache, b"key", PAGES)
+        stream = gpu.new_stream()
+        for _ in range(20):
+            gpu.enqueue(stream, lambda: None)
+        reading = asyncio.create_task(cache.read(gpu.xp.asarray(ids), stream=stream.ptr))
+        turns = 0
+        while stream.queue and not reading.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns > 10
+        assert (await reading).ok
+
+
+@pytest.mark.asyncio
+async def test_of_hits_one_number_comes_to_the_host_and_of_misses_what_they_are() -> None:
+    gpu = CpuGpu("lazy")
+    async with opened(gpu) as cache:
+        ids = await store(cache, b"key", PAGES)
+        there = gpu.xp.asarray(ids)
+        before, launched = gpu.fetched_bytes, len(gpu.launched)
+        assert (await cache.read(there)).ok
+        assert gpu.fetched_bytes - before == 8
+        assert gpu.launched[launched:] == ["probe", "copy_rows"]
+        cache.driver.indexes[0].invalidate(ids[:3])
+        before = gpu.fetched_bytes
+        assert (await cache.read(there)).ok
+        published = 8
+        assert gpu.fetched_bytes - before == 8 + 8 * (7 * 3 + 1) + published
+
+
+@pytest.mark.asyncio
+async def test_a_long_read_comes_in_parts(gpu: Gpu) -> None:
+    async with opened(gpu, slots=512) as cache:
+        ids = np.concatenate([await store(cache, b"%d" % key, 50) for key in range(12)])
+        result = await cache.read(gpu.xp.asarray(ids))
+        expected = np.concatenate([payload(b"%d" % key, 50) for key in range(12)])
+        np.testing.assert_array_equal(on_host(result.pages), expected)
+        assert not (await cache.prefetch(gpu.xp.asarray(ids))).any()
+
+
+@pytest.mark.asyncio
+async def test_slots_of_a_lease_are_where_the_ids_are(gpu: Gpu) -> None:
+    async with opened(gpu, slots=16) as cache:
+        kernels = RowKernels(gpu.kernels(SOURCE, {}))
+        tier, stream = cache.driver.tiers[0], gpu.new_stream()
+        for number in range(4):
+            name = b"key-%d" % number
+            ids = (await store(cache, name, 16))[:8]
+            await forget_tiers(cache, ids[::2])
+            with await cache.lease(gpu.xp.asarray(ids)) as lease:
+                assert isinstance(lease.slots, gpu.xp.ndarray)
+                kept = on_host(lease.slots) >= 0
+                assert kept.any()
+                with tier.reading(stream):
+                    sums = kernels.sums(tier.arena, on_host(lease.slots)[kept])
+            words = payload(name, 16)[:8][kept].view(np.uint64)
+            with gpu.on(stream):
+                np.testing.assert_array_equal(on_host(sums), words.sum(axis=1, dtype=np.uint64))
+
+
+async def decisions(gpu: CpuGpu | None, admit: float, there: bool) -> Any:
+    """What a cache decides of a load made up from a seed, and the slots that it leaves."""
+    wanted = settings("hbm dram", slots=32)
+    hbm = replace(wanted.tiers[0], admit=admit)
+    wanted = replace(wanted, tiers=(hbm, *wanted.tiers[1:]))
+    rng = np.random.default_rng(7)
+    async with open_cache(wanted, origin=GatedBackend(PAGE), gpu=gpu) as cache:
+        ids = np.concatenate([await store(cache, b"%d" % key, 20) for key in range(6)])
+        expected = np.concatenate([payload(b"%d" % key, 20) for key in range(6)])
+        for turn in range(30):
+            asked = rng.integers(0, len(ids), rng.integers(1, 60))
+            page_ids: Any = ids[asked]
+            if gpu is not None and there:
+                page_ids = gpu.xp.asarray(page_ids)
+            result = await cache.read(page_ids)
+            np.testing.assert_array_equal(on_host(result.pages), expected[asked])
+            if turn % 5 == 0:
+                cache.driver.invalidate(ids[rng.integers(0, len(ids), 7)])
+            await cache.drain()
+        snapshots = [tier.index.snapshot() for tier in cache.driver.tiers]
+        return cache.driver.chain.counters, snapshots
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("admit", [1.0, 0.5, 0.0])
+async def test_decisions_are_those_of_the_twin_wherever_ids_lie(
+    gpu: Gpu, admit: float, there: bool
+) -> None:
+    ours, our_slots = await decisions(gpu, admit, there)  # type: ignore[arg-type]
+    theirs, their_slots = await decisions(None, admit, there)
+    assert ours == theirs
+    for mine, expected in zip(our_slots, their_slots, strict=True):
+        for name in expected._fields:
+            np.testing.assert_array_equal(getattr(mine, name), getattr(expected, name), name)
+
+
+@pytest.mark.asyncio
+async def test_ids_that_do_not_fit_are_refused_in_one_line() -> None:
+    gpu = CpuGpu()
+    async with opened(gpu) as cache:
+        refused = [
+            (gpu.xp.zeros(2, np.int64), r"page_ids is int64\[2\]: it must be uint64\[n\]"),
+            (gpu.xp.zeros((2, 2), np.uint64), r"uint64\[2, 2\]: it must be"),
+            (CpuGpu().xp.zeros(2, np.uint64), "another GPU"),
+            ([0, 1], r"page_ids is a builtins.list in host memory: give a NumPy array"),
+        ]
+        for call in (cache.read, cache.prefetch, cache.lease):
+            for page_ids, message in refused:
+                with pytest.raises(LimitError, match=message) as caught:
+                    await call(page_ids)
+                assert "\n" not in str(caught.value)
+        assert cache.driver.chain.counters.batches == 0
+
+
+@pytest.mark.asyncio
+async def test_without_a_tier_on_a_gpu_its_ids_are_refused() -> None:
+    async with opened(None, "dram") as cache:
+        message = "page_ids is a cpu_gpu.DeviceArray, and no tier is on a GPU: give a NumPy array"
+        with pytest.raises(LimitError, match=message):
+            await cache.read(CpuGpu().xp.zeros(2, np.uint64))
+
+
+@pytest.mark.asyncio
+async def test_strided_ids_are_taken(gpu: Gpu) -> None:
+    async with opened(gpu) as cache:
+        ids = await store(cache, b"key", PAGES)
+        there = gpu.xp.asarray(ids)
+        np.testing.assert_array_equal(
+            on_host((await cache.read(there[::2])).pages), payload(b"key", PAGES)[::2]
+        )
+
+
+@pytest.mark.asyncio
+async def test_no_memory_for_the_answer_is_a_device_error() -> None:
+    gpu = CpuGpu(memory_bytes=1 << 22)
+    async with opened(gpu) as cache:
+        ids: U64 = np.zeros(1 << 14, np.uint64)
+        with pytest.raises(DeviceError, match="the GPU has no memory for 16384 pages"):
+            await cache.read(gpu.xp.asarray(ids))
+        assert (await cache.read(await store(cache, b"key", 4))).ok
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("kind", ["host", "device"])
+@pytest.mark.asyncio
+async def test_ids_that_are_lost_with_the_gpu_are_failures(order: Any, kind: str) -> None:
+    gpu = CpuGpu(order)
+    async with opened(gpu) as cache:
+        ids = await store(cache, b"key", 8)
+        there, more = gpu.xp.asarray(ids), gpu.xp.asarray(ids)
+        out = np.zeros((8, PAGE), np.uint8) if kind == "host" else gpu.xp.zeros((8, PAGE), np.uint8)
+        index = cache.driver.tiers[0].index
+        lookup = index.lookup
+
+        def lost(*arguments: Any, **hints: Any) -> Any:
+            gpu.lost = True
+            return lookup(*arguments, **hints)
+
+        index.lookup = lost
+        result = await cache.read(there, out)
+        assert (result.status == PageStatus.FAILED).all()
+        counters = cache.driver.chain.counters
+        assert (counters.unique, counters.failed, counters.levels[0].hits) == (8, 8, 0)
+        with pytest.raises(DeviceLostError, match="give page_ids in host memory"):
+            await cache.read(more, out)
+        assert (await cache.read(ids)).ok
+        await cache.drain()
+
+
+@pytest.mark.asyncio
+async def test_ids_that_fail_before_they_are_written_lose_the_gpu() -> None:
+    gpu = CpuGpu("lazy")
+    async with opened(gpu) as cache:
+        ids = await store(cache, b"key", 8)
+        there, stream = gpu.xp.asarray(ids), gpu.new_stream()
+        gpu.enqueue(stream, gpu._lose)
+        with pytest.raises(DeviceLostError, match="illegal address"):
+            await cache.read(there, stream=stream.ptr)
+        assert (await cache.read(ids)).ok
+        assert cache.driver.chain.counters.levels[0].hits == 0
