@@ -352,6 +352,8 @@ class AsyncDriver(ChainDriver):
 
     def look_up(self, action: Lookup) -> Iterable[Action]:
         """As every driver does; page ids that are lost with the GPU are told to the chain."""
+        if isinstance(action.page_ids, np.ndarray):
+            return super().look_up(action)
         try:
             return super().look_up(action)
         except DeviceLostError as error:

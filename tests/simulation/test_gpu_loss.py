@@ -43,6 +43,7 @@ class Run:
     def __init__(self, gpu: CpuGpu) -> None:
         self.gpu = gpu
         self.opened_after = 0
+        self.turn = 0
 
     async def through(self, tiers: str) -> None:
         async with open_cache(small(tiers), origin=GatedBackend(PAGE), gpu=self.gpu) as cache:
@@ -68,7 +69,9 @@ class Run:
     async def to_gpu(self, cache: TieredCache[Any], name: bytes, ids: Any) -> None:
         try:
             out = self.gpu.xp.empty((PAGES, PAGE), np.uint8)
-            result = await cache.read(ids, out)
+            self.turn += 1
+            asked = self.gpu.xp.asarray(ids) if self.turn % 2 else ids
+            result = await cache.read(asked, out)
             content = out.get()
         except self.gpu.errors:
             assert self.gpu.lost
@@ -101,18 +104,27 @@ def attempt(tiers: str, **wanted: Any) -> Run:
     return run
 
 
+STEP = 4
+
+
 @pytest.mark.parametrize(
-    ("tiers", "order", "late"),
-    [("hbm dram", "lazy", True), ("hbm dram", 7, False), ("hbm", "eager", False), ("hbm", 8, True)],
+    ("tiers", "order", "late", "first"),
+    [
+        ("hbm dram", "lazy", True, 1),
+        ("hbm dram", 7, False, 2),
+        ("hbm", "eager", False, 3),
+        ("hbm", 8, True, 4),
+    ],
 )
 def test_a_gpu_may_fail_at_any_call(
-    tiers: str, order: str | int, late: bool, caplog: pytest.LogCaptureFixture
+    tiers: str, order: str | int, late: bool, first: int, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Each case takes every fourth call; together they take all kinds."""
     whole = attempt(tiers, order=order)
     assert caplog.records == []
     assert whole.gpu.calls > whole.opened_after + 100
     losses = 0
-    for number in range(1, whole.gpu.calls + 1):
+    for number in range(first, whole.gpu.calls + 1, STEP):
         caplog.clear()
         wanted = {"order": order, "fails_at": number, "fails_late": late}
         if number <= whole.opened_after:
@@ -139,6 +151,8 @@ async def test_an_event_log_ends_with_the_gpu_for_it_could_not_be_repeated(tmp_p
         async with open_cache(made, origin=origin, gpu=gpu, make_chain=make_chain) as cache:
             ids = await store(cache, b"key", PAGES)
             gpu.lost = True
+            with pytest.raises(DeviceLostError, match="an event log cannot tell of that"):
+                await asyncio.wait_for(cache.read(ids), 60)
             with pytest.raises(ClosedError, match="the GPU was lost, and an event log cannot"):
                 await asyncio.wait_for(cache.read(ids), 60)
             log.last(cache.driver.chain.counters, complete=False)
@@ -168,7 +182,11 @@ class GpuChaos(Chaos):
         stream = self.gpu._streams[self.rng.randrange(2)]
         try:
             out = self.gpu.xp.empty((len(chosen), PAGE), np.uint8)
-            result = await self.cache.read(page_ids, out, stream=stream.ptr)
+            asked: Any = page_ids
+            if self.rng.random() < 0.5:
+                with self.gpu.on(stream):
+                    asked = self.gpu.xp.asarray(page_ids)
+            result = await self.cache.read(asked, out, stream=stream.ptr)
             for _ in range(self.rng.randrange(6)):
                 await asyncio.sleep(0)
             with self.gpu.on(stream):
