@@ -23,8 +23,8 @@ from kvtier.chain import Chain, Read
 from kvtier.directory import ObjectDirectory, ObjectEntry
 from kvtier.errors import BackendError, LimitError
 from kvtier.gpu import Array, DeviceIds, DeviceRows, PageIds, Rows
+from kvtier.gpu_memory import GpuMemory, check_page_ids
 from kvtier.lease import Lease
-from kvtier.levels import check_page_ids
 from kvtier.measure import Measurements
 from kvtier.pages import I64, U8, U32, U64, Bool, PageStatus, Purpose, expand_objects
 from kvtier.settings import Settings
@@ -37,15 +37,12 @@ class Driver(Protocol):
     def chain(self) -> Chain: ...
 
     @property
+    def gpu_memory(self) -> GpuMemory: ...
+
+    @property
     def measurements(self) -> Mapping[Purpose, Measurements]: ...
 
     def rows(self, count: int) -> U8 | None: ...
-
-    def device_rows(self, memory: object, stream: int | None) -> DeviceRows: ...
-
-    def new_device_rows(self, count: int, stream: int | None) -> DeviceRows: ...
-
-    def device_ids(self, memory: object, stream: int | None) -> DeviceIds: ...
 
     async def read(
         self,
@@ -285,7 +282,7 @@ class TieredCache(Generic[DriverT]):
         if out is not None:
             rows = self._checked_out(ids, out, stream)
         elif isinstance(ids, DeviceIds):
-            rows = self._driver.new_device_rows(len(ids), stream)
+            rows = self._driver.gpu_memory.new_rows(len(ids), stream)
             memory = rows.array
         else:
             rows = memory = self._driver.rows(len(ids))
@@ -410,13 +407,13 @@ class TieredCache(Generic[DriverT]):
 
     def _checked_ids(self, page_ids: Array, stream: int | None) -> PageIds:
         if not isinstance(page_ids, np.ndarray):
-            return self._driver.device_ids(page_ids, stream)
+            return self._driver.gpu_memory.ids(page_ids, stream)
         check_page_ids(page_ids)
         return page_ids
 
     def _checked_out(self, page_ids: PageIds, out: Array, stream: int | None) -> Rows:
         on_host = isinstance(out, np.ndarray)
-        rows: Rows = out if on_host else self._driver.device_rows(out, stream)
+        rows: Rows = out if on_host else self._driver.gpu_memory.rows(out, stream)
         memory = rows.array if isinstance(rows, DeviceRows) else rows
         expected = (len(page_ids), self._settings.page_bytes)
         if (

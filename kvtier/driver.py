@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final, cast
 
 import numpy as np
@@ -29,11 +28,10 @@ from kvtier.chain import (
     Read,
     Write,
 )
-from kvtier.chain.admission import admitted
 from kvtier.chain.driver import Index
 from kvtier.clock import Clock
 from kvtier.errors import ClosedError, DeviceLostError
-from kvtier.gpu import Array, DeviceIds, DeviceRows, PageIds, Rows
+from kvtier.gpu import DeviceIds, DeviceRows, PageIds, Rows
 from kvtier.index.lost import LosableIndex
 from kvtier.levels import Levels
 from kvtier.measure import measurements_by_purpose
@@ -89,6 +87,7 @@ class AsyncDriver(ChainDriver):
     ) -> None:
         super().__init__(chain, [self._losable(tier) for tier in levels.tiers])
         self.measurements = measurements_by_purpose(len(levels))
+        self.gpu_memory = levels.gpu_memory
         self._levels = levels
         self._page_bytes = page_bytes
         self._clock = clock
@@ -116,18 +115,6 @@ class AsyncDriver(ChainDriver):
     def rows(self, count: int) -> U8:
         """Memory for ``count`` pages."""
         return np.empty((count, self._page_bytes), np.uint8)
-
-    def device_rows(self, memory: object, stream: int | None) -> DeviceRows:
-        """As of :meth:`kvtier.levels.Levels.device_rows`."""
-        return self._levels.device_rows(memory, stream)
-
-    def new_device_rows(self, count: int, stream: int | None) -> DeviceRows:
-        """As of :meth:`kvtier.levels.Levels.new_device_rows`."""
-        return self._levels.new_device_rows(count, stream)
-
-    def device_ids(self, memory: object, stream: int | None) -> DeviceIds:
-        """As of :meth:`kvtier.levels.Levels.device_ids`."""
-        return self._levels.device_ids(memory, stream)
 
     async def read(
         self,
@@ -190,14 +177,14 @@ class AsyncDriver(ChainDriver):
             DeviceIds on the GPU, unless it is lost.
         """
         if isinstance(page_ids, DeviceIds):
-            page_ids = DeviceIds(self._levels.apply(_copied, page_ids), page_ids.ready)
+            page_ids = self.gpu_memory.copied(page_ids)
         else:
             page_ids = page_ids.copy()
         read = await self._start(page_ids, None, held=True)
         await self._finish(read)
         if isinstance(page_ids, DeviceIds):
             try:
-                return read, self._levels.peek(page_ids)
+                return read, self.gpu_memory.slots(page_ids)
             except DeviceLostError as error:
                 self._lose_gpu(error)
         return read, self.indexes[0].peek(cast("U64", page_ids))
@@ -297,11 +284,8 @@ class AsyncDriver(ChainDriver):
         return read
 
     async def _until_ready(self, page_ids: DeviceIds) -> None:
-        """Let others go on until the GPU has written what is asked for."""
         try:
-            with self._levels.gpu_calls():
-                while not page_ids.ready.done:  # noqa: ASYNC110 -- a GPU sets no asyncio.Event
-                    await asyncio.sleep(0)
+            await self.gpu_memory.until_ready(page_ids)
         except DeviceLostError as error:
             self._lose_gpu(error)
             raise
@@ -352,7 +336,8 @@ class AsyncDriver(ChainDriver):
 
     def look_up(self, action: Lookup) -> Iterable[Action]:
         """As every driver does; page ids that are lost with the GPU are told to the chain."""
-        if isinstance(action.page_ids, np.ndarray):
+        page_ids: object = action.page_ids
+        if not isinstance(page_ids, DeviceIds):
             return super().look_up(action)
         try:
             return super().look_up(action)
@@ -363,11 +348,9 @@ class AsyncDriver(ChainDriver):
     def admit(self, action: Lookup) -> Bool | None:
         """As every driver does, wherever the page ids lie."""
         page_ids: object = action.page_ids
-        if not isinstance(page_ids, DeviceIds) or action.admit >= 1.0:
-            return super().admit(action)
-        choose = partial(admitted, epoch=action.epoch, share=action.admit)
-        chosen: Bool = self._levels.apply(choose, page_ids)
-        return chosen
+        if isinstance(page_ids, DeviceIds):
+            return self.gpu_memory.admitted(page_ids, action.epoch, action.admit)
+        return super().admit(action)
 
     def copy(self, action: Copy) -> Iterable[Action]:
         """Copy pages into the caller's rows, unless it has left."""
@@ -447,7 +430,7 @@ class AsyncDriver(ChainDriver):
 
     def _lose_gpu(self, error: DeviceLostError) -> None:
         """From now on the first tier misses everything."""
-        if self._levels.lose_gpu(error):
+        if self.gpu_memory.lose(error):
             index = self.indexes[0]
             assert isinstance(index, LosableIndex)
             index.lose()
@@ -505,10 +488,6 @@ class AsyncDriver(ChainDriver):
             self._failing.add(level)
             name = self._levels.name(level)
             logger.warning("%s fails: %s: %s", name, type(error).__name__, error)
-
-
-def _copied(page_ids: Array) -> Array:
-    return page_ids.copy()
 
 
 async def _through_cancellation(future: asyncio.Future[None]) -> None:

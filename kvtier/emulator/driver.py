@@ -25,7 +25,8 @@ from kvtier.emulator.loop import VirtualLoop
 from kvtier.emulator.modelled import Hardware, ModelledDriver
 from kvtier.emulator.timeline import Timeline
 from kvtier.errors import LimitError
-from kvtier.gpu import DeviceIds, DeviceRows, PageIds, Rows
+from kvtier.gpu import PageIds, Rows
+from kvtier.gpu_memory import GpuMemory
 from kvtier.pages import I64, U8, U64, PageStatus, Purpose
 
 
@@ -66,6 +67,7 @@ class VirtualDriver(ModelledDriver):
         timeline: Timeline,
     ) -> None:
         super().__init__(chain, indexes, hardware, timeline)
+        self.gpu_memory = GpuMemory(None, 0)
         self._directory = directory
         self._batches: dict[int, _Batch] = {}
         self._waiting: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
@@ -76,18 +78,6 @@ class VirtualDriver(ModelledDriver):
     def rows(self, count: int) -> U8 | None:  # noqa: ARG002  # the interface of all drivers
         """No memory: no bytes move."""
         return None
-
-    def device_rows(self, memory: object, stream: int | None) -> DeviceRows:  # noqa: ARG002
-        """Refuses: no bytes move in virtual time."""
-        raise LimitError("out is no NumPy array: in virtual time no bytes move, give none")
-
-    def new_device_rows(self, count: int, stream: int | None) -> DeviceRows:  # noqa: ARG002
-        """Refuses likewise."""
-        raise LimitError("page_ids are no NumPy array: in virtual time there is no GPU")
-
-    def device_ids(self, memory: object, stream: int | None) -> DeviceIds:  # noqa: ARG002
-        """Refuses likewise."""
-        raise LimitError("page_ids are no NumPy array: in virtual time there is no GPU")
 
     async def read(
         self,
