@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from kvtier.gpu import Array, Gpu, check_free
+from kvtier.gpu import Array, DeviceIds, DeviceRows, Gpu, check_free
 from kvtier.index.cuda import SOURCE as INDEX_SOURCE
 from kvtier.index.cuda import CudaIndex, Decisions
 from kvtier.pages import I64, U64, PageState
 from kvtier.pattern import fill_pattern
 from kvtier.rows import aligned_rows
+from kvtier.tiers.cuda_hits import SIZES, HitGraphs
 from kvtier.tiers.cuda_rows import SOURCE as ROWS_SOURCE
 from kvtier.tiers.cuda_rows import RowKernels
+from kvtier.tiers.stream_order import StreamOrder
 from kvtier.trace import PageTrace, open_trace
 
 L2_BYTES = 60 << 20
@@ -101,6 +103,8 @@ class Bed:
         self.index = self.new_index(slots)
         self.epoch = 0
         self.arena = xp.empty((slots, page_bytes), np.uint8)
+        stream = gpu.new_stream()
+        self.graphs = HitGraphs(gpu, self.index, stream, self.kernels, self.arena, StreamOrder())
         self.host = aligned_rows(max(1, scale.host_bytes // page_bytes), page_bytes)
         self.pinned = gpu.pin(self.host)
         numbers = np.arange(len(self.host), dtype=np.uint64)
@@ -135,6 +139,7 @@ class Bed:
 
     def close(self) -> None:
         self.gpu.current_stream().synchronize()
+        self.graphs.close()
         self.pinned.close()
 
     def _fill_index(self, slots: int) -> None:
@@ -165,6 +170,13 @@ def hit_cases(bed: Bed, picks: list[I64]) -> Iterator[Case]:
     def copied_out(number: int) -> int:
         kernels.copy(outs[number], None, bed.arena, bed.look_up(ids[number]).slots, size)
         return size
+
+    def by_graph(number: int) -> int:
+        bed.epoch += 1
+        stream = bed.gpu.current_stream()
+        asked, rows = DeviceIds(ids[number], None), DeviceRows(outs[number], stream)
+        served = bed.graphs.serve(asked, rows, bed.epoch, bed.epoch)
+        return 0 if served is None else len(served)
 
     def in_place(number: int) -> int:
         held["sums"] = kernels.sums(bed.arena, bed.look_up(ids[number]).slots)
@@ -207,6 +219,8 @@ def hit_cases(bed: Bed, picks: list[I64]) -> Iterator[Case]:
 
     written = read_bytes + bed.page_bytes
     yield Case("hits copied out", "pages/s", copied_out, taken, copied, check_copies, written)
+    if size <= SIZES[-1]:
+        yield Case("hits by graph", "pages/s", by_graph, taken, copied, check_copies, written)
     yield Case(
         "hits in place", "pages/s", in_place, taken_and_summed, copied, check_sums, read_bytes
     )
@@ -230,6 +244,15 @@ def miss_cases(bed: Bed, size: int) -> Iterator[Case]:
         planned["slots"] = slots
         bed.index.publish(slots)
         return len(slots)
+
+    def plan_and_tell(_: int) -> int:
+        planned["ids"] = ids = new_ids()
+        bed.epoch += 1
+        found = bed.index.lookup(ids, bed.epoch, bed.epoch)
+        reserved = found.misses.reserved
+        planned["slots"] = xp.asarray(reserved)
+        bed.index.publish(reserved[reserved >= 0])
+        return size
 
     def plan_and_bring(_: int) -> int:
         slots, ids = planned["slots"], planned["ids"] = bed.take_in(new_ids())
@@ -280,6 +303,7 @@ def miss_cases(bed: Bed, size: int) -> Iterator[Case]:
         )
 
     yield Case("misses planned", "pages/s", plan, in_dictionary, None, check_plan, PLAN_BYTES)
+    yield Case("misses told", "pages/s", plan_and_tell, in_dictionary, None, check_plan, PLAN_BYTES)
     yield Case(
         "misses with payload",
         "pages/s",

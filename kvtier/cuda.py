@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from kvtier.errors import DeviceError, LimitError
-from kvtier.gpu import Array, Gpu, GpuFacts, Kernels, Pinned
+from kvtier.gpu import Array, Gpu, GpuFacts, Graph, Kernels, Pinned
 from kvtier.pages import U8
 from kvtier.settings import Device
 
@@ -108,6 +108,18 @@ class CudaGpu:
         with self._device, stream:
             yield
 
+    def capture(self, stream: Any, work: Callable[[], None]) -> Graph | None:
+        try:
+            with self.on(stream):
+                stream.begin_capture()
+                try:
+                    work()
+                finally:
+                    graph: Graph = stream.end_capture()
+        except self._cuda.runtime.CUDARuntimeError:
+            return None  # a lost device says so at the next call
+        return graph
+
     def adopt(self, memory: object) -> Array | None:
         if isinstance(memory, np.ndarray):
             return None
@@ -194,6 +206,8 @@ class CudaKernels:
     def read(self, values: Array) -> Any:
         """See :meth:`Kernels.read`; through pinned memory, so that it is one copy by the device."""
         size = values.nbytes
+        if size == 0:
+            return np.empty(values.shape, values.dtype)
         if size > self._pinned.nbytes:
             self._pinned = self._pin(2 * size)
         staged = self._pinned[:size].view(values.dtype).reshape(values.shape)

@@ -35,7 +35,7 @@ from kvtier.gpu import DeviceIds, DeviceRows, PageIds, Rows
 from kvtier.index.lost import LosableIndex
 from kvtier.levels import Levels
 from kvtier.measure import measurements_by_purpose
-from kvtier.pages import I64, U8, U64, Bool, PageStatus, Purpose
+from kvtier.pages import I64, U8, U64, Bool, PageStatus, Purpose, all_hit
 from kvtier.tiers import CudaTier, Tier
 
 logger = logging.getLogger(__name__)
@@ -339,7 +339,13 @@ class AsyncDriver(ChainDriver):
         page_ids: object = action.page_ids
         if not isinstance(page_ids, DeviceIds):
             return super().look_up(action)
+        rows = self._jobs[action.ticket.epoch].rows
         try:
+            if isinstance(rows, DeviceRows):
+                epochs = action.epoch, action.oldest_epoch
+                hits: Any = self.gpu_memory.tier().serve(page_ids, rows, *epochs)
+                if hits is not None:
+                    return self.chain.looked_up(action, all_hit(hits))
             return super().look_up(action)
         except DeviceLostError as error:
             self._lose_gpu(error)

@@ -7,7 +7,7 @@ the very same ``.cu`` files, and streams that run as late, and as mixed, as a de
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +90,14 @@ class Stream(Protocol):
         ...
 
 
+class Graph(Protocol):
+    """Kernels that were captured with their arguments. CuPy's graphs are such."""
+
+    def launch(self, stream: Any) -> None:
+        """Enqueue all of them on a stream, in one call."""
+        ...
+
+
 class Pinned(Protocol):
     """Host memory that cannot be paged out, and that kernels read and write over the bus.
 
@@ -167,6 +175,18 @@ class Gpu(Protocol):
         """Within, launches and array operations are enqueued on ``stream``. Never await within."""
         ...
 
+    def capture(self, stream: Any, work: Callable[[], None]) -> Graph | None:
+        """The launches that ``work`` makes on ``stream``, which run only when the graph does.
+
+        Args:
+            stream: not the default one.
+            work: enqueues kernels that have run before, and nothing else.
+
+        Returns:
+            None if the device or its driver cannot capture.
+        """
+        ...
+
     def adopt(self, memory: object) -> Array | None:
         """An array of ``xp`` over memory of this device, without a copy.
 
@@ -231,10 +251,12 @@ class DeviceHits:
     Attributes:
         slots: i64[h].
         rows: i64[h], the rows of the batch that asked for them, ascending; None: all, in order.
+        copied: their pages are enqueued already for whoever asked.
     """
 
     slots: Array
     rows: Array | None
+    copied: bool = False
 
     def __len__(self) -> int:
         return len(self.slots)

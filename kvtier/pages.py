@@ -129,6 +129,11 @@ class LookupResult(NamedTuple):
     bypasses: int
 
 
+def all_hit(hits: I64) -> LookupResult:
+    """The answer for a batch of which every row hit."""
+    return LookupResult(hits, None, NO_MISSES, NO_MISSES.page_ids, 0)
+
+
 def make_page_ids(object_id: int, pages: NDArray[np.integer]) -> U64:
     """PageIds of the given page indices (any integer dtype, any shape) of one object."""
     return (np.uint64(object_id) << _PAGE_BITS) | pages.astype(np.uint64)

@@ -10,7 +10,7 @@ from kvtier.index.epochs import STAMP_MAX, base_for
 from kvtier.index.hashing import seed_word
 from kvtier.index.interface import IndexSnapshot, check_pending, hint_column, sets_for
 from kvtier.index.kernels import SlotTable
-from kvtier.pages import I64, NO_MISSES, U32, U64, Bool, LookupResult, Misses
+from kvtier.pages import I64, U32, U64, Bool, LookupResult, Misses, all_hit
 from kvtier.rows import aligned_rows, as_column
 
 
@@ -51,7 +51,7 @@ class NumbaIndex:
         miss_hashes = np.empty(count, np.uint64)
         misses = kernels.probe(self._table, page_ids, stamp, states, slots, miss_rows, miss_hashes)
         if misses == 0:
-            return LookupResult(slots, None, NO_MISSES, NO_MISSES.page_ids, 0)
+            return all_hit(slots)
 
         miss_rows = miss_rows[:misses]
         order = np.argsort(miss_hashes[:misses])

@@ -18,7 +18,7 @@ from kvtier.gpu import Array, DeviceHits, Kernels
 from kvtier.index.epochs import STAMP_MAX, base_for
 from kvtier.index.hashing import seed_word
 from kvtier.index.interface import IndexSnapshot, check_pending, sets_for
-from kvtier.pages import I64, NO_MISSES, LookupResult, Misses
+from kvtier.pages import I64, LookupResult, Misses, all_hit
 
 SOURCE: Final = Path(__file__).with_name("index.cu")
 
@@ -127,7 +127,7 @@ class CudaIndex:
         misses = found.misses
         if misses is None:
             hits: Any = DeviceHits(found.slots, None)
-            return LookupResult(hits, None, NO_MISSES, NO_MISSES.page_ids, 0)
+            return all_hit(hits)
 
         xp, launch = self._xp, self._kernels.launch
         rows, count = len(found.slots), len(misses.rows)
@@ -189,6 +189,22 @@ class CudaIndex:
         launch("spread", misses, sorted_rows, count, leaders, slots)
         missing = MissesOnDevice(miss_rows, missed, ends, leaders, columns)
         return Decisions(page_ids, states, slots, missing)
+
+    def begin(self, epoch: int, oldest_epoch: int) -> int:
+        """The stamp of a batch (epochs as of :meth:`lookup`) that :meth:`probe_batch` looks up."""
+        self._enter(epoch, oldest_epoch)
+        return epoch - self._base
+
+    def probe_batch(self, size: int, batch: Array, slots: Array, missed: Array) -> None:
+        """Enqueue the probe of a batch that is described in memory.
+
+        Args:
+            size: the most rows that it has.
+            batch: u64: the address of its page ids, how many, the stamp.
+            slots: i64[size], gets the slot of each row that hits, else -1.
+            missed: u64, gets how many rows did not hit, of each 32.
+        """
+        self._kernels.launch("probe_batch", size, self._table, batch, slots, missed)
 
     def publish(self, slots: Array) -> None:
         self._change("publish", self._column(slots, np.int64, "slots"), "publish")

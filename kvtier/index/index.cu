@@ -32,6 +32,23 @@ extern "C" __global__ void probe(SlotTable table, const u64* page_ids, i64 count
   }
 }
 
+// The same for a batch that is described in memory, as a graph of kernels needs it: the address of
+// its page ids, how many they are, and the stamp. `slots` has -1 where a page did not hit.
+extern "C" __global__ void probe_batch(SlotTable table, const u64* batch, i64* slots,
+                                       u64* missed_counts) {
+  const i64 row = thread_number();
+  bool missed = false;
+  if (row < (i64)batch[1]) {
+    const u64 page_id = ((const u64*)batch[0])[row];
+    const i64 slot = find_slot(table, page_id, fmix64(page_id ^ table.seed_word));
+    if (slot >= 0) __stcg(&table.stamps[slot], (u32)batch[2]);
+    missed = slot < 0 || table.states[slot] != VALID;
+    slots[row] = missed ? -1 : slot;
+  }
+  const u32 word = __ballot_sync(ALL_LANES, missed);
+  if (lane_number() == 0) missed_counts[row / 32] = __popc(word);
+}
+
 // How many rows before `row` did not hit. `ends` is the running sum of `missed_counts`.
 __device__ inline i64 missed_before(const u32* missed, const i64* ends, i64 row) {
   const u32 word = missed[row / 32];

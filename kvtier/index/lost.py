@@ -10,7 +10,7 @@ import numpy as np
 from kvtier.errors import DeviceLostError
 from kvtier.folding import leaders_of, number_leaders
 from kvtier.index.interface import PageIndex
-from kvtier.pages import I64, NO_MISSES, U32, U64, Bool, LookupResult, Misses
+from kvtier.pages import I64, NO_MISSES, U32, U64, Bool, LookupResult, Misses, all_hit
 
 _NO_SLOTS: Final = np.empty(0, np.int64)
 
@@ -86,7 +86,7 @@ class LostIndex:
         if not isinstance(page_ids, np.ndarray):
             raise DeviceLostError("the page ids were lost with the GPU")
         if len(page_ids) == 0:
-            return LookupResult(_NO_SLOTS, None, NO_MISSES, NO_MISSES.page_ids, 0)
+            return all_hit(_NO_SLOTS)
         leads, page_of = number_leaders(leaders_of(page_ids))
         missing = page_ids[leads]
         misses = Misses(

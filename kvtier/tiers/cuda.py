@@ -26,6 +26,7 @@ from kvtier.errors import DeviceError, DeviceLostError
 from kvtier.gpu import (
     Array,
     DeviceHits,
+    DeviceIds,
     DeviceRows,
     Gpu,
     Stream,
@@ -37,6 +38,7 @@ from kvtier.index.cuda import SLOT_BYTES
 from kvtier.pages import I64, U8
 from kvtier.rows import as_column
 from kvtier.tiers.crossing import Crossing
+from kvtier.tiers.cuda_hits import HitGraphs
 from kvtier.tiers.cuda_index import StreamIndex
 from kvtier.tiers.cuda_rows import SOURCE, RowKernels
 from kvtier.tiers.memory import HostTier, MemoryTier
@@ -76,6 +78,10 @@ class CudaTier(MemoryTier):
             self.index = StreamIndex(gpu, slots, ways, seed)
             self.arena = gpu.xp.empty((slots, page_bytes), np.uint8)
             self._crossing = Crossing(gpu, self._rows, slots, page_bytes)
+            index, order = self.index, self._order
+            self._graphs = HitGraphs(
+                gpu, index.on_device, index.stream, self._rows, self.arena, order
+            )
         except gpu.errors as error:
             raise DeviceError(
                 f"an hbm tier of {format_bytes(size)} cannot be opened on the GPU: {error}; "
@@ -86,6 +92,8 @@ class CudaTier(MemoryTier):
         self, slots: I64 | DeviceHits, out: U8 | DeviceRows, rows: I64 | None = None
     ) -> None:
         """See :meth:`MemoryTier.gather`. Of hits that are on the GPU, ``rows`` are known there."""
+        if isinstance(slots, DeviceHits) and slots.copied:
+            return
         with device_calls(self.gpu):
             to = device_rows(self.gpu, out)
             self._check(slots, out if to is None else to.array, rows)
@@ -100,6 +108,19 @@ class CudaTier(MemoryTier):
                     self._keep(slots, to.stream)
                 else:
                     self._rows.copy(to.array, rows, self.arena, slots, len(slots))
+
+    def serve(
+        self, page_ids: DeviceIds, out: DeviceRows, epoch: int, oldest_epoch: int
+    ) -> DeviceHits | None:
+        """Look a small batch up and copy its pages by one launch, if all of them hit.
+
+        Arguments and result are those of :meth:`kvtier.tiers.cuda_hits.HitGraphs.serve`.
+
+        Raises:
+            DeviceLostError: the GPU failed.
+        """
+        with device_calls(self.gpu):
+            return self._graphs.serve(page_ids, out, epoch, oldest_epoch)
 
     def scatter(self, slots: I64, source: U8 | DeviceRows, rows: I64 | None = None) -> None:
         """See :meth:`MemoryTier.scatter`. Host memory goes through pinned buffers."""
@@ -175,6 +196,7 @@ class CudaTier(MemoryTier):
             self._order.wait_for_reads()
             self._stream.synchronize()
             self._crossing.close()
+            self._graphs.close()
             self._hits.clear()
             self.arena = self.gpu.xp.empty((0, self._page_bytes), np.uint8)
 

@@ -31,57 +31,61 @@ class StreamIndex:
         gpu: where it lies.
         slots, ways, seed: as of :func:`kvtier.index.create_index`.
 
+    Attributes:
+        on_device: the index itself, for kernels on ``stream``.
+        stream: where all of its work is enqueued.
+
     Raises:
         SettingsError: ``slots`` or ``ways`` is not possible.
     """
 
     def __init__(self, gpu: Gpu, slots: int, ways: int, seed: int) -> None:
         self._gpu = gpu
-        self._stream = gpu.new_stream()
+        self.stream = gpu.new_stream()
         self._kernels = gpu.kernels(SOURCE, {"WAYS": ways})
-        with gpu.on(self._stream):
-            self._index = CudaIndex(slots, ways, seed, self._kernels)
-        self.slots, self.sets, self.ways = self._index.slots, self._index.sets, ways
+        with gpu.on(self.stream):
+            self.on_device = CudaIndex(slots, ways, seed, self._kernels)
+        self.slots, self.sets, self.ways = self.on_device.slots, self.on_device.sets, ways
 
     def take(self, page_ids: Array, stream: Any) -> DeviceIds:
         """Page ids (u64[n]) of the GPU, as they will be when ``stream`` has come so far."""
         with device_calls(self._gpu):
             ready = stream.record()
-            self._stream.wait_event(ready)
+            self.stream.wait_event(ready)
             return DeviceIds(page_ids, ready)
 
     def lookup(self, page_ids: U64 | DeviceIds, *epochs: int, **hints: Any) -> LookupResult:
         """See :meth:`PageIndex.lookup`."""
         with self._calls():
-            return self._index.lookup(_array(page_ids), *epochs, **hints)
+            return self.on_device.lookup(_array(page_ids), *epochs, **hints)
 
     def publish(self, slots: I64) -> None:
         """See :meth:`PageIndex.publish`."""
         with self._calls():
-            self._index.publish(slots)
+            self.on_device.publish(slots)
 
     def abort(self, slots: I64) -> None:
         """See :meth:`PageIndex.abort`."""
         with self._calls():
-            self._index.abort(slots)
+            self.on_device.abort(slots)
 
     def invalidate(self, page_ids: U64) -> I64:
         """See :meth:`PageIndex.invalidate`."""
         with self._calls():
-            slots: I64 = self._kernels.read(self._index.invalidate(page_ids))
+            slots: I64 = self._kernels.read(self.on_device.invalidate(page_ids))
             return slots
 
     def peek(self, page_ids: U64 | DeviceIds) -> I64:
         """See :meth:`PageIndex.peek`."""
         with self._calls():
-            slots: I64 = self._kernels.read(self._index.peek(_array(page_ids)))
+            slots: I64 = self._kernels.read(self.on_device.peek(_array(page_ids)))
             return slots
 
     def peek_there(self, page_ids: DeviceIds) -> Array:
         """What :meth:`peek` answers, left on the GPU (i64[n]) for whatever stream."""
         with self._calls():
-            slots = self._index.peek(page_ids.array)
-            self._stream.synchronize()
+            slots = self.on_device.peek(page_ids.array)
+            self.stream.synchronize()
             return slots
 
     def apply(self, function: Callable[[Array], Array], page_ids: DeviceIds) -> Array:
@@ -92,11 +96,11 @@ class StreamIndex:
     def snapshot(self) -> IndexSnapshot:
         """See :meth:`PageIndex.snapshot`."""
         with self._calls():
-            return self._index.snapshot()
+            return self.on_device.snapshot()
 
     @contextlib.contextmanager
     def _calls(self) -> Iterator[None]:
-        with device_calls(self._gpu), self._gpu.on(self._stream):
+        with device_calls(self._gpu), self._gpu.on(self.stream):
             yield
 
 

@@ -68,6 +68,18 @@ class RowKernels:
             np.uint32(row_bytes),
         )
 
+    def copy_found(self, size: int, source: Array, slots: Array, batch: Array) -> None:
+        """Copy what :meth:`kvtier.index.cuda.CudaIndex.probe_batch` found, row by row.
+
+        Args:
+            size: the most rows that the batch has.
+            source: u8[any, row_bytes].
+            slots: i64[size], a row of ``source`` each, or -1 for none.
+            batch: u64: at 1 the number of rows, at 3 the address of u8[rows, row_bytes].
+        """
+        row_bytes = np.uint32(self._row_bytes(source, "source"))
+        self._kernels.launch("copy_found", size * LANES, source, slots, batch, row_bytes)
+
     def sums(self, source: Array, rows: Array) -> Array:
         """Read rows (i64[n]) of ``source`` where they are.
 

@@ -73,6 +73,8 @@ class CpuGpu:
         self._default = CpuStream(self, 0)
         self._streams = [self._default]
         self._current = [self._default]
+        self._captured: list[Callable[[], object]] | None = None
+        self.can_capture = True
         self.cost_ns = cost_ns
 
     # -- Gpu ----------------------------------------------------------------------------------
@@ -110,6 +112,16 @@ class CpuGpu:
         finally:
             self._current.pop()
 
+    def capture(self, stream: CpuStream, work: Callable[[], None]) -> CpuGraph | None:
+        self.call()
+        if not self.can_capture:
+            return None
+        self._captured = []
+        with self.on(stream):
+            work()
+        captured, self._captured = self._captured, None
+        return CpuGraph(self, captured)
+
     def adopt(self, memory: Any) -> DeviceArray | None:
         if isinstance(memory, DeviceArray):
             if memory.gpu is not self:
@@ -139,6 +151,10 @@ class CpuGpu:
             raise CudaFailedError(f"illegal address at call {self.fails_at}")
 
     def enqueue(self, stream: CpuStream, work: Callable[[], object]) -> None:
+        if self._captured is not None:
+            assert stream is self.current_stream(), "another stream than the one captured"
+            self._captured.append(work)
+            return
         if self.call(enqueues=True):
             work = self._lose
         stream.queue.append(work)
@@ -225,6 +241,19 @@ class CpuEvent:
         self._gpu.call()
         self._gpu.host_waits += 1
         self.run()
+
+
+class CpuGraph:
+    """:class:`kvtier.gpu.Graph`."""
+
+    def __init__(self, gpu: CpuGpu, captured: list[Callable[[], object]]) -> None:
+        self._gpu = gpu
+        self._captured = captured
+
+    def launch(self, stream: CpuStream) -> None:
+        self._gpu.launched.append("graph")
+        for work in self._captured:
+            self._gpu.enqueue(stream, work)
 
 
 class _Pinned:

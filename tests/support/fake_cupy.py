@@ -42,6 +42,17 @@ class FakeStream:
     def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
         self.ptr = 0 if null else id(self)
         self.non_blocking = non_blocking
+        self.launched: list[Any] = []
+
+    def begin_capture(self) -> None:
+        self.captured: list[Any] | None = []
+
+    def end_capture(self) -> Any:
+        captured, self.captured = self.captured, None
+        return FakeGraph(captured)
+
+    def is_capturing(self) -> bool:
+        return self.captured is not None
 
     def __enter__(self) -> FakeStream:
         self._before, FakeStream.current = FakeStream.current, self
@@ -52,6 +63,14 @@ class FakeStream:
 
 
 FakeStream.current = FakeStream(null=True)
+
+
+class FakeGraph:
+    def __init__(self, captured: Any) -> None:
+        self.captured = captured
+
+    def launch(self, stream: FakeStream) -> None:
+        stream.launched.append(self.captured)
 
 
 class FakeExternalStream(FakeStream):
@@ -139,6 +158,7 @@ def fake_cupy(devices: int = 1) -> Any:
         memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
         Device=FakeDevice,
         Stream=FakeStream,
+        Graph=FakeGraph,
         ExternalStream=FakeExternalStream,
         UnownedMemory=FakeUnownedMemory,
         MemoryPointer=FakeMemoryPointer,

@@ -16,9 +16,11 @@ from cpu_gpu import CpuGpu
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 CASES = {
     "hits copied out",
+    "hits by graph",
     "hits in place",
     "probe",
     "misses planned",
+    "misses told",
     "misses with payload",
 }
 

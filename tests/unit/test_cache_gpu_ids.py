@@ -106,20 +106,59 @@ async def test_others_go_on_while_ids_are_not_written_yet() -> None:
 
 
 @pytest.mark.asyncio
-async def test_of_hits_one_number_comes_to_the_host_and_of_misses_what_they_are() -> None:
+@pytest.mark.parametrize("captures", [True, False])
+async def test_of_hits_one_number_comes_to_the_host_and_of_misses_what_they_are(
+    captures: bool,
+) -> None:
     gpu = CpuGpu("lazy")
+    gpu.can_capture = captures
     async with opened(gpu) as cache:
         ids = await store(cache, b"key", PAGES)
         there = gpu.xp.asarray(ids)
         before, launched = gpu.fetched_bytes, len(gpu.launched)
-        assert (await cache.read(there)).ok
-        assert gpu.fetched_bytes - before == 8
-        assert gpu.launched[launched:] == ["probe", "copy_rows"]
+        result = await cache.read(there)
+        # A graph tells of misses in pinned memory.
+        assert gpu.fetched_bytes - before == (0 if captures else 8)
+        kernels = ["graph"] if captures else ["probe", "copy_rows"]
+        assert gpu.launched[launched:] == kernels
+        np.testing.assert_array_equal(on_host(result.pages), payload(b"key", PAGES))
         cache.driver.indexes[0].invalidate(ids[:3])
         before = gpu.fetched_bytes
-        assert (await cache.read(there)).ok
+        result = await cache.read(there)
         published = 8
         assert gpu.fetched_bytes - before == 8 + 8 * (7 * 3 + 1) + published
+        np.testing.assert_array_equal(on_host(result.pages), payload(b"key", PAGES))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("captures", [True, False])
+@pytest.mark.parametrize("count", [1, 64, 65, 256, 257, 1024, 1025])
+@pytest.mark.asyncio
+async def test_a_graph_serves_small_batches_as_kernels_serve_others(
+    order: Any, captures: bool, count: int
+) -> None:
+    gpu = CpuGpu(order)
+    gpu.can_capture = captures
+    wanted = settings("hbm dram", slots=64)
+    wanted = replace(
+        wanted, chain=replace(wanted.chain, batch_pages_max=2048, inflight_pages_max=2048)
+    )
+    async with open_cache(wanted, origin=GatedBackend(PAGE), gpu=gpu) as cache:
+        ids = await store(cache, b"key", 32)
+        pages = payload(b"key", 32)
+        stream = gpu.new_stream()
+        for turn in range(3):
+            asked = np.random.default_rng(turn).integers(0, 32, count)
+            with gpu.on(stream):
+                there = gpu.xp.asarray(ids[asked])
+            out = gpu.xp.zeros((count, PAGE), np.uint8)
+            launched = len(gpu.launched)
+            assert (await cache.read(there, out, stream=stream.ptr)).ok
+            assert ("graph" in gpu.launched[launched:]) == (captures and count <= 1024)
+            with gpu.on(stream):
+                np.testing.assert_array_equal(out.get(), pages[asked])
+        hbm = cache.driver.chain.counters.levels[0]
+        assert (hbm.hits, hbm.rows_delivered) == (3 * count, 3 * count)
 
 
 @pytest.mark.asyncio
@@ -244,14 +283,16 @@ async def test_ids_that_are_lost_with_the_gpu_are_failures(order: Any, kind: str
         ids = await store(cache, b"key", 8)
         there, more = gpu.xp.asarray(ids), gpu.xp.asarray(ids)
         out = np.zeros((8, PAGE), np.uint8) if kind == "host" else gpu.xp.zeros((8, PAGE), np.uint8)
-        index = cache.driver.tiers[0].index
-        lookup = index.lookup
+        # A small batch for the GPU's memory is served by a graph.
+        tier = cache.driver.tiers[0]
+        where, name = (tier.index, "lookup") if kind == "host" else (tier, "serve")
+        asked = getattr(where, name)
 
         def lost(*arguments: Any, **hints: Any) -> Any:
             gpu.lost = True
-            return lookup(*arguments, **hints)
+            return asked(*arguments, **hints)
 
-        index.lookup = lost
+        setattr(where, name, lost)
         result = await cache.read(there, out)
         assert (result.status == PageStatus.FAILED).all()
         counters = cache.driver.chain.counters

@@ -54,6 +54,22 @@ def test_a_sum_takes_every_word_of_a_row(kernels: RowKernels, row_bytes: int) ->
     np.testing.assert_array_equal(kernels.sums(source, rows), words.sum(axis=1, dtype=np.uint64))
 
 
+@pytest.mark.parametrize("row_bytes", [512, 4096, 4608])
+@pytest.mark.parametrize("count", [0, 1, 33, 64])
+def test_what_a_batch_found_is_copied_row_by_row(
+    kernels: RowKernels, row_bytes: int, count: int
+) -> None:
+    rng = np.random.default_rng(count)
+    source, target = random_rows(20, row_bytes), random_rows(64, row_bytes)
+    expected = target.copy()
+    slots = rng.integers(-1, 20, 64)
+    found = np.flatnonzero(slots[:count] >= 0)
+    expected[found] = source[slots[found]]
+    batch = np.array([0, count, 0, target.ctypes.data], np.uint64)
+    kernels.copy_found(64, source, slots, batch)
+    np.testing.assert_array_equal(target, expected)
+
+
 def test_no_rows_are_no_launch(kernels: RowKernels) -> None:
     rows = random_rows(1, 512)
     kernels.copy(rows, None, random_rows(1, 512), None, 0)

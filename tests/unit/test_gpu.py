@@ -150,6 +150,26 @@ def test_results_of_kernels_are_read_whatever_their_size(cupy: Any) -> None:
         np.testing.assert_array_equal(seen, memory.memory)
 
 
+def test_launches_are_captured_on_their_stream(cupy: Any) -> None:
+    gpu = CudaGpu()
+    stream: Any = gpu.new_stream()
+    graph = gpu.capture(stream, lambda: stream.captured.append("a launch"))
+    assert graph is not None
+    graph.launch(stream)
+    assert stream.launched == [["a launch"]]
+
+
+def test_a_driver_that_cannot_capture_is_no_failure(cupy: Any) -> None:
+    gpu = CudaGpu()
+    stream: Any = gpu.new_stream()
+
+    def refuse() -> None:
+        raise CUDARuntimeError("cudaErrorStreamCaptureUnsupported")
+
+    assert gpu.capture(stream, refuse) is None
+    assert not stream.is_capturing()
+
+
 def test_a_failure_of_the_device_is_its_loss(cupy: Any) -> None:
     gpu = CudaGpu()
     message = "the GPU failed: CUDARuntimeError: cudaErrorIllegalAddress"

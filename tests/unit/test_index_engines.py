@@ -12,10 +12,12 @@ from index_engines import (
     ENGINES,
     assert_same_answer,
     assert_same_slots,
+    index_kernels,
     open_index,
 )
 
 from kvtier.index import create_index, kernels
+from kvtier.index.cuda import CudaIndex
 from kvtier.index.interface import PageIndex
 from kvtier.pages import U64, PageState
 
@@ -147,6 +149,32 @@ def test_kernels_decide_as_the_cpu_does(engine: str, ways: int) -> None:
                 index.abort(aborted)
             np.testing.assert_array_equal(ours.invalidate(gone), theirs.invalidate(gone))
             assert_same_slots(ours, theirs)
+
+
+@pytest.mark.parametrize("ways", [8, 16, 32])
+def test_kernels_decide_alike_of_a_batch_described_in_memory(ways: int) -> None:
+    """Hits, misses and stamps of the probe in a graph are those of a lookup."""
+    rng = np.random.default_rng(ways)
+    ours = CudaIndex(4 * ways, ways, 1, index_kernels(ways))
+    theirs = create_index(4 * ways, ways, 1)
+    for epoch in range(1, 12):
+        new = rng.integers(0, 8 * ways, 20).astype(np.uint64)
+        for index in (ours, theirs):
+            reserved = index.lookup(new, epoch, epoch).misses.reserved
+            index.publish(reserved[reserved >= 0][::2].copy())  # some stay PENDING
+        pages = rng.integers(0, 8 * ways, rng.integers(0, 65)).astype(np.uint64)
+        slots, missed = np.full(64, -7), np.zeros(2, np.uint64)
+        stamp = ours.begin(epoch, epoch)
+        batch = np.array([pages.ctypes.data, len(pages), stamp, 0], np.uint64)
+        ours.probe_batch(64, batch, slots, missed)
+        expected = theirs.peek(pages)
+        theirs.lookup(pages, epoch, epoch, admit=np.zeros(len(pages), np.bool_))
+        np.testing.assert_array_equal(slots[: len(pages)], expected)
+        assert (slots[len(pages) :] == -7).all()
+        assert missed.tolist() == [
+            np.count_nonzero(expected[:32] < 0), np.count_nonzero(expected[32:] < 0)
+        ]  # fmt: skip
+        assert_same_slots(ours, theirs)
 
 
 @pytest.mark.skipif(not hasattr(kernels.probe, "signatures"), reason="the JIT is disabled")
