@@ -1,11 +1,11 @@
 """The GPU tier's kernels beside what a user would write, and beside what the machine can do.
 
-Cases: ``hits copied out`` (looked up, and copied to the caller), ``hits by graph`` (the same of small
-batches, by one launch, and the host has been told), ``hits in place`` (looked up, and read where
-they are), ``probe`` (looked up only), ``misses planned`` (looked up, slots reserved and published:
-the control path), ``misses told`` (the same by way of the host), ``misses with payload`` (as
-planned, and the pages come from pinned host memory by the copy kernel). The index is at load factor
-1, and the pages are far more than the L2.
+Cases: ``hits copied out`` (looked up, and copied to the caller), ``hits by graph`` (the same of
+small batches, by one launch, and the host has been told), ``hits in place`` (looked up, and read
+where they are), ``probe`` (looked up only), ``misses planned`` (looked up, slots reserved and
+published: the control path), ``misses told`` (the same by way of the host), ``misses with payload``
+(as planned, and the pages come from pinned host memory by the copy kernel). The index is at load
+factor 1, and the pages are far more than the L2.
 
 The peer keeps a dictionary on the host and calls ``take`` of CuPy. The limits are copies of as many
 bytes: in the GPU's memory, or from pinned host memory; of cases that move no pages, the time in

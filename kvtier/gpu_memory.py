@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -60,7 +62,9 @@ class GpuMemory:
             LimitError: the first tier is on no GPU, or the memory is not on that.
             DeviceLostError: the GPU has failed.
         """
-        rows = device_rows(self._tier_for("out", memory).gpu, memory, stream)
+        tier = self._tier_for("out", memory)
+        with _named("out"):
+            rows = device_rows(tier.gpu, memory, stream)
         if rows is None:
             raise LimitError(f"out is a {_name(memory)} in host memory: give a NumPy array over it")
         return rows
@@ -87,7 +91,8 @@ class GpuMemory:
             LimitError: also, if the memory is no u64[n].
         """
         tier = self._tier_for("page_ids", memory)
-        array = tier.gpu.adopt(memory)
+        with _named("page_ids"):
+            array = tier.gpu.adopt(memory)
         if array is None:
             name = _name(memory)
             raise LimitError(f"page_ids is a {name} in host memory: give a NumPy array over it")
@@ -141,6 +146,15 @@ def check_page_ids(page_ids: Array) -> None:
         raise LimitError(
             f"page_ids is {page_ids.dtype}{list(page_ids.shape)}: it must be uint64[n]"
         )
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Within, a LimitError says which argument is meant."""
+    try:
+        yield
+    except LimitError as error:
+        raise LimitError(f"{what}: {error}") from error
 
 
 def _name(memory: object) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from kvtier.chain import Action, Chain, Extents, Fill, Flight, Read, Write
-from kvtier.errors import DeviceLostError
+from kvtier.errors import DeviceLostError, LimitError
 from kvtier.events.owners import present_owners
 from kvtier.events.schema import EventKind, Flag
 from kvtier.events.writer import EventLog
@@ -39,6 +39,9 @@ class RecordingChain(Chain):
         purpose: Purpose = Purpose.UNSTATED,
         origin_shut: bool = False,
     ) -> tuple[Read, list[Action]]:
+        asked_for: object = page_ids
+        if not isinstance(asked_for, np.ndarray):
+            raise LimitError("an event log needs page ids in host memory: give a NumPy array")
         read, actions = super().read(
             page_ids, wants_bytes=wants_bytes, held=held, purpose=purpose, origin_shut=origin_shut
         )

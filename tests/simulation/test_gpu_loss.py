@@ -18,7 +18,7 @@ from gated_backend import GatedBackend
 from small_cache import PAGE, payload, settings, store
 
 from kvtier import Settings, TieredCache, open_cache
-from kvtier.errors import ClosedError, DeviceError, DeviceLostError
+from kvtier.errors import ClosedError, DeviceError, DeviceLostError, LimitError
 from kvtier.events import LogHeader, RecordingChain, deciding_settings, open_event_log
 from kvtier.pages import PageStatus
 from kvtier.settings import ChainSettings
@@ -150,6 +150,8 @@ async def test_an_event_log_ends_with_the_gpu_for_it_could_not_be_repeated(tmp_p
         origin = GatedBackend(PAGE)
         async with open_cache(made, origin=origin, gpu=gpu, make_chain=make_chain) as cache:
             ids = await store(cache, b"key", PAGES)
+            with pytest.raises(LimitError, match="an event log needs page ids in host memory"):
+                await cache.read(gpu.xp.asarray(ids))
             gpu.lost = True
             with pytest.raises(DeviceLostError, match="an event log cannot tell of that"):
                 await asyncio.wait_for(cache.read(ids), 60)

@@ -273,7 +273,7 @@ async def test_memory_that_does_not_fit_is_refused_in_one_line() -> None:
             (rows_on(gpu, 3), r"uint8\[3, 512\]: it must be"),
             (wide[::2], "C-contiguous"),
             (DeviceArray(gpu, wide.held.reshape(-1)[8 : 8 + 2 * PAGE].reshape(2, PAGE)), "of 16"),
-            (CpuGpu().xp.zeros((2, PAGE), np.uint8), "another GPU"),
+            (CpuGpu().xp.zeros((2, PAGE), np.uint8), "out: the memory lies on another GPU"),
             ([0, 1], r"builtins.list in host memory: give a NumPy array"),
         ]
         for out, message in refused:

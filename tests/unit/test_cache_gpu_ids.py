@@ -235,7 +235,7 @@ async def test_ids_that_do_not_fit_are_refused_in_one_line() -> None:
         refused = [
             (gpu.xp.zeros(2, np.int64), r"page_ids is int64\[2\]: it must be uint64\[n\]"),
             (gpu.xp.zeros((2, 2), np.uint64), r"uint64\[2, 2\]: it must be"),
-            (CpuGpu().xp.zeros(2, np.uint64), "another GPU"),
+            (CpuGpu().xp.zeros(2, np.uint64), "page_ids: the memory lies on another GPU"),
             ([0, 1], r"page_ids is a builtins.list in host memory: give a NumPy array"),
         ]
         for call in (cache.read, cache.prefetch, cache.lease):
