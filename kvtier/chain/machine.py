@@ -34,7 +34,7 @@ from kvtier.chain.extents import ExtentRules, Extents, plan_extents
 from kvtier.chain.flight import NO_ROWS, UNRESOLVED, Flight, Read, Waiter, Write
 from kvtier.chain.flights import Flights
 from kvtier.chain.kernels import compile_all
-from kvtier.folding import leaders_of, number_leaders
+from kvtier.chain.misses import fold, with_hits
 from kvtier.pages import I64, U8, U64, Bool, LookupResult, Misses, PageState, PageStatus, Purpose
 from kvtier.settings import ChainSettings
 
@@ -154,7 +154,7 @@ class Chain:
             return read, self._seek(
                 self._flights.take_off(read.epoch, page_ids, waiter, lone=True), 0
             )
-        return read, self._miss(read, _fold(page_ids, rows))
+        return read, self._miss(read, fold(page_ids, rows))
 
     def write(self, page_ids: U64, objects: int) -> tuple[Write, list[Action]]:
         """Start filling the tiers with new pages (u64[n], distinct) of whole objects."""
@@ -275,7 +275,7 @@ class Chain:
         read.lookups[0] -= len(rows)
         read.hits[0] -= len(rows)
         level.rows_asked -= len(rows)
-        misses = _fold(read.page_ids[rows], rows)
+        misses = fold(read.page_ids[rows], rows)
         level.failures += len(misses.page_ids)
         return self._miss(read, misses)
 
@@ -318,7 +318,7 @@ class Chain:
     def _first_lookup(self, read: Read, result: LookupResult) -> list[Action]:
         if not self._tiers[0].in_memory:
             # Hits need a device read too, so they are folded and joined like misses.
-            return self._miss(read, _with_hits(read.page_ids, result))
+            return self._miss(read, with_hits(read.page_ids, result))
         actions = self._first_hits(read, result) if len(result.hits) else []
         return actions + (self._miss(read, result.misses) if len(result.misses.rows) else [])
 
@@ -570,25 +570,3 @@ class Chain:
 
 def _if_any(action: type[Publish] | type[Abort], level: int, slots: I64) -> list[Action]:
     return [action(level, slots)] if len(slots) else []
-
-
-def _fold(page_ids: U64, rows: I64) -> Misses:
-    """Rows (i64[m], ascending) and what they ask for (u64[m]), where no tier has it."""
-    leads, page_of = number_leaders(leaders_of(page_ids))
-    missing = page_ids[leads]
-    states, slots = np.zeros(len(missing), np.uint8), np.full(len(missing), -1, np.int64)
-    return Misses(rows, leads, page_of, missing, states, slots)
-
-
-def _with_hits(page_ids: U64, result: LookupResult) -> Misses:
-    """A lookup's answer with its hits folded like misses: their state is VALID."""
-    hit_rows, misses = result.rows, result.misses
-    states = np.full(len(page_ids), PageState.VALID, np.uint8)
-    slots = np.empty(len(page_ids), np.int64)
-    slots[slice(None) if hit_rows is None else hit_rows] = result.hits
-    states[misses.rows] = misses.states[misses.page_of]
-    slots[misses.rows] = misses.slots[misses.page_of]
-    leads, page_of = number_leaders(leaders_of(page_ids))
-    return Misses(
-        np.arange(len(page_ids)), leads, page_of, page_ids[leads], states[leads], slots[leads]
-    )
