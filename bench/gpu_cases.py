@@ -174,7 +174,7 @@ def hit_cases(bed: Bed, picks: list[I64]) -> Iterator[Case]:
     def by_graph(number: int) -> int:
         bed.epoch += 1
         stream = bed.gpu.current_stream()
-        asked, rows = DeviceIds(ids[number], None), DeviceRows(outs[number], stream)
+        asked, rows = DeviceIds(ids[number], None, stream), DeviceRows(outs[number], stream)
         served = bed.graphs.serve(asked, rows, bed.epoch, bed.epoch)
         return 0 if served is None else len(served)
 

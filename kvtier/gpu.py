@@ -232,16 +232,18 @@ class DeviceIds:
     Attributes:
         array: u64[n].
         ready: an :class:`Event` after whatever writes them.
+        stream: on which their owner uses what is answered.
     """
 
     array: Array
     ready: Any
+    stream: Stream
 
     def __len__(self) -> int:
         return len(self.array)
 
     def __getitem__(self, part: slice) -> DeviceIds:
-        return DeviceIds(self.array[part], self.ready)
+        return DeviceIds(self.array[part], self.ready, self.stream)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -120,11 +120,11 @@ class GpuMemory:
     def copied(self, page_ids: DeviceIds) -> DeviceIds:
         """The same page ids, whatever becomes of the caller's memory."""
         copy = self.tier().index.apply(lambda array: array.copy(), page_ids)
-        return DeviceIds(copy, page_ids.ready)
+        return DeviceIds(copy, page_ids.ready, page_ids.stream)
 
     def slots(self, page_ids: DeviceIds) -> I64:
-        """The slot of each page in the tier, or -1 (i64[n]), on the GPU."""
-        slots: I64 = self.tier().index.peek_there(page_ids)
+        """The slot of each page in the tier, or -1 (i64[n]), on the GPU and its owner's stream."""
+        slots: I64 = self.tier().slots(page_ids)
         return slots
 
     def _tier_for(self, what: str, memory: object) -> CudaTier:

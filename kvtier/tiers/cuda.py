@@ -122,6 +122,20 @@ class CudaTier(MemoryTier):
         with device_calls(self.gpu):
             return self._graphs.serve(page_ids, out, epoch, oldest_epoch)
 
+    def slots(self, page_ids: DeviceIds) -> Array:
+        """The slot of each page, or -1 (i64[n]), for work on the stream of its owner.
+
+        Raises:
+            DeviceLostError: the GPU failed.
+        """
+        with device_calls(self.gpu):
+            found = self.index.peek_there(page_ids)
+            # Memory of that stream: when it is let go, it stays until the work on it is done.
+            with self.gpu.on(page_ids.stream):
+                slots = found.copy()
+            self._keep(DeviceHits(found, None), page_ids.stream)
+            return slots
+
     def scatter(self, slots: I64, source: U8 | DeviceRows, rows: I64 | None = None) -> None:
         """See :meth:`MemoryTier.scatter`. Host memory goes through pinned buffers."""
         with device_calls(self.gpu):

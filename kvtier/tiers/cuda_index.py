@@ -52,7 +52,7 @@ class StreamIndex:
         with device_calls(self._gpu):
             ready = stream.record()
             self.stream.wait_event(ready)
-            return DeviceIds(page_ids, ready)
+            return DeviceIds(page_ids, ready, stream)
 
     def lookup(self, page_ids: U64 | DeviceIds, *epochs: int, **hints: Any) -> LookupResult:
         """See :meth:`PageIndex.lookup`."""

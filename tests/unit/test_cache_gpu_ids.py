@@ -173,22 +173,36 @@ async def test_a_long_read_comes_in_parts(gpu: Gpu) -> None:
 
 @pytest.mark.asyncio
 async def test_slots_of_a_lease_are_where_the_ids_are(gpu: Gpu) -> None:
-    async with opened(gpu, slots=16) as cache:
+    """They may be let go as soon as their reader is enqueued, as the lease may be released."""
+    async with opened(gpu, slots=128) as cache:
         kernels = RowKernels(gpu.kernels(SOURCE, {}))
         tier, stream = cache.driver.tiers[0], gpu.new_stream()
-        for number in range(4):
+        answers = []
+        for number in range(6):
             name = b"key-%d" % number
             ids = (await store(cache, name, 16))[:8]
             await forget_tiers(cache, ids[::2])
-            with await cache.lease(gpu.xp.asarray(ids)) as lease:
+            with gpu.on(stream):
+                there = gpu.xp.asarray(ids)
+            with await cache.lease(there, stream=stream.ptr) as lease:
                 assert isinstance(lease.slots, gpu.xp.ndarray)
-                kept = on_host(lease.slots) >= 0
-                assert kept.any()
                 with tier.reading(stream):
-                    sums = kernels.sums(tier.arena, on_host(lease.slots)[kept])
-            words = payload(name, 16)[:8][kept].view(np.uint64)
+                    answers.append((name, kernels.sums(tier.arena, lease.slots)))
+                lease.slots = np.empty(0, np.int64)
+        for name, sums in reversed(answers):
+            words = payload(name, 16)[:8].view(np.uint64)
             with gpu.on(stream):
                 np.testing.assert_array_equal(on_host(sums), words.sum(axis=1, dtype=np.uint64))
+
+
+@pytest.mark.asyncio
+async def test_a_page_that_is_not_in_the_tier_has_no_slot(gpu: Gpu) -> None:
+    wanted = settings("hbm dram", slots=64)
+    wanted = replace(wanted, tiers=(replace(wanted.tiers[0], admit=0.0), wanted.tiers[1]))
+    async with open_cache(wanted, origin=GatedBackend(PAGE), gpu=gpu) as cache:
+        ids = await store(cache, b"key", 8)
+        with await cache.lease(gpu.xp.asarray(ids)) as lease:
+            assert on_host(lease.slots).tolist() == [-1] * 8
 
 
 async def decisions(gpu: CpuGpu | None, admit: float, there: bool) -> Any:
