@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -36,6 +36,7 @@ from kvtier.index.lost import LosableIndex
 from kvtier.levels import Levels
 from kvtier.measure import measurements_by_purpose
 from kvtier.pages import I64, U8, U64, Bool, PageStatus, Purpose, all_hit
+from kvtier.tasks import Tasks, through_cancellation
 from kvtier.tiers import CudaTier, Tier
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class AsyncDriver(ChainDriver):
         self._clock = clock
         self._deadline_s = deadline_s
         self._jobs: dict[int, _Job] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(self._ended)
         self._gate = asyncio.Lock()
         self._progress = asyncio.Event()
         self._unyielded_pages = 0
@@ -198,7 +199,7 @@ class AsyncDriver(ChainDriver):
         self._perform_safely(actions)
         if write.epoch in self._jobs:
             job.future = asyncio.get_running_loop().create_future()
-            await _through_cancellation(job.future)
+            await through_cancellation(job.future)
 
     async def drain(self) -> None:
         """Wait until every batch is answered and every fill has ended."""
@@ -216,14 +217,7 @@ class AsyncDriver(ChainDriver):
         """
         if isinstance(self._broken, ClosedError):
             return
-        loop = asyncio.get_running_loop()
-        end = loop.time() + CLOSE_PATIENCE_S
-        while self._tasks and loop.time() < end:
-            await asyncio.wait(self._tasks, timeout=end - loop.time())
-        for task in self._tasks:
-            task.cancel()
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks.end(CLOSE_PATIENCE_S)
         self._broken = ClosedError("the cache is closed")
         self._progress.set()
 
@@ -377,7 +371,7 @@ class AsyncDriver(ChainDriver):
     def fill(self, action: Fill) -> Iterable[Action]:
         """Copy pages into a tier in memory at once, or start writing them to a device."""
         if not self.tiers[action.level].in_memory:
-            self._spawn(self._fill_device(action))
+            self._tasks.spawn(self._fill_device(action))
             return ()
         try:
             self._levels.fill(action, self._written(action.origin))
@@ -388,7 +382,7 @@ class AsyncDriver(ChainDriver):
 
     def fetch(self, action: Fetch) -> None:
         """Start a device read as a task."""
-        self._spawn(self._fetch(action))
+        self._tasks.spawn(self._fetch(action))
 
     def complete(self, action: Complete) -> None:
         """Resolve the future of the batch."""
@@ -448,7 +442,7 @@ class AsyncDriver(ChainDriver):
         self._lose_gpu(error)
         if isinstance(job.rows, DeviceRows) or not isinstance(action.read.page_ids, np.ndarray):
             return self.chain.uncopied(action, seek=False)
-        self._spawn(self._seek_below(action, job))
+        self._tasks.spawn(self._seek_below(action, job))
         return ()
 
     async def _seek_below(self, action: Copy, job: _Job) -> None:
@@ -459,15 +453,8 @@ class AsyncDriver(ChainDriver):
 
     # -- tasks, failures ----------------------------------------------------------------------
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+    def _ended(self, error: BaseException | None) -> None:
         self._progress.set()
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is not None:
             self._break(error)
 
@@ -494,16 +481,3 @@ class AsyncDriver(ChainDriver):
             self._failing.add(level)
             name = self._levels.name(level)
             logger.warning("%s fails: %s: %s", name, type(error).__name__, error)
-
-
-async def _through_cancellation(future: asyncio.Future[None]) -> None:
-    """Wait for ``future`` even if cancelled meanwhile, then pass the cancellation on."""
-    cancelled: asyncio.CancelledError | None = None
-    while not future.done():
-        try:
-            await asyncio.shield(future)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    future.result()
-    if cancelled is not None:
-        raise cancelled
