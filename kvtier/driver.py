@@ -178,6 +178,7 @@ class AsyncDriver(ChainDriver):
             DeviceIds on the GPU, unless it is lost.
         """
         if isinstance(page_ids, DeviceIds):
+            await self._until_ready(page_ids)
             page_ids = self.gpu_memory.copied(page_ids)
         else:
             page_ids = page_ids.copy()
@@ -278,6 +279,7 @@ class AsyncDriver(ChainDriver):
         return read
 
     async def _until_ready(self, page_ids: DeviceIds) -> None:
+        """Before the tier's stream is given anything, for it would hold up everybody's lookups."""
         try:
             await self.gpu_memory.until_ready(page_ids)
         except DeviceLostError as error:

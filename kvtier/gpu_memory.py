@@ -97,10 +97,14 @@ class GpuMemory:
             name = _name(memory)
             raise LimitError(f"page_ids is a {name} in host memory: give a NumPy array over it")
         check_page_ids(array)
-        return tier.index.take(array, stream_of(tier.gpu, stream))
+        with device_calls(tier.gpu):
+            owner = stream_of(tier.gpu, stream)
+            return DeviceIds(array, owner.record(), owner)
 
     async def until_ready(self, page_ids: DeviceIds) -> None:
         """Let others go on until the GPU has written what is asked for.
+
+        Nothing else here, nor of the tier, may be asked about page ids before.
 
         Raises:
             DeviceLostError: the GPU has failed.

@@ -3,8 +3,8 @@
 Lookups, publications and all else happen there in the order of the calls, so decisions never depend
 on how fast the GPU is. When a lookup returns, the host has waited for its last kernel: its answer
 may be used on any stream, and the page ids may be written again. The stream has no other work, so
-that wait is for a few short kernels; page ids that another stream still writes are waited for
-before (:attr:`kvtier.gpu.DeviceIds.ready`).
+that wait is for a few short kernels. It never waits for another stream: whoever gives DeviceIds has
+seen that they are ready.
 """
 
 from __future__ import annotations
@@ -46,13 +46,6 @@ class StreamIndex:
         with gpu.on(self.stream):
             self.on_device = CudaIndex(slots, ways, seed, self._kernels)
         self.slots, self.sets, self.ways = self.on_device.slots, self.on_device.sets, ways
-
-    def take(self, page_ids: Array, stream: Any) -> DeviceIds:
-        """Page ids (u64[n]) of the GPU, as they will be when ``stream`` has come so far."""
-        with device_calls(self._gpu):
-            ready = stream.record()
-            self.stream.wait_event(ready)
-            return DeviceIds(page_ids, ready, stream)
 
     def lookup(self, page_ids: U64 | DeviceIds, *epochs: int, **hints: Any) -> LookupResult:
         """See :meth:`PageIndex.lookup`."""

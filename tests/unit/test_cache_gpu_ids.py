@@ -89,20 +89,24 @@ async def test_ids_are_taken_as_their_stream_leaves_them(order: Any) -> None:
 
 
 @pytest.mark.asyncio
-async def test_others_go_on_while_ids_are_not_written_yet() -> None:
+@pytest.mark.parametrize("kind", ["read", "prefetch", "lease"])
+async def test_others_are_served_while_ids_are_not_written_yet(kind: str) -> None:
     gpu = CpuGpu("lazy")
     async with opened(gpu) as cache:
         ids = await store(cache, b"key", PAGES)
-        stream = gpu.new_stream()
-        for _ in range(20):
+        there, stream = gpu.xp.asarray(ids), gpu.new_stream()
+        for _ in range(50):
             gpu.enqueue(stream, lambda: None)
-        reading = asyncio.create_task(cache.read(gpu.xp.asarray(ids), stream=stream.ptr))
-        turns = 0
-        while stream.queue and not reading.done():
+        asking = asyncio.create_task(getattr(cache, kind)(there, stream=stream.ptr))
+        for _ in range(5):
             await asyncio.sleep(0)
-            turns += 1
-        assert turns > 10
-        assert (await reading).ok
+            assert (await cache.read(ids)).ok
+            assert (await cache.read(gpu.xp.asarray(ids))).ok
+        assert len(stream.queue) > 10
+        assert not asking.done()
+        answer = await asking
+        if kind == "lease":
+            answer.release()
 
 
 @pytest.mark.asyncio
