@@ -350,9 +350,11 @@ class AsyncDriver(ChainDriver):
     def admit(self, action: Lookup) -> Bool | None:
         """As every driver does, wherever the page ids lie."""
         page_ids: object = action.page_ids
-        if isinstance(page_ids, DeviceIds):
-            return self.gpu_memory.admitted(page_ids, action.epoch, action.admit)
-        return super().admit(action)
+        if not isinstance(page_ids, DeviceIds):
+            return super().admit(action)
+        if action.only_resident:  # the levels below know
+            return self.admitted(action, self.gpu_memory.fetched(page_ids))
+        return self.gpu_memory.admitted(page_ids, action.epoch, action.admit)
 
     def copy(self, action: Copy) -> Iterable[Action]:
         """Copy pages into the caller's rows, unless it has left."""

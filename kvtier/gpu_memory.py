@@ -12,7 +12,7 @@ import numpy as np
 from kvtier.chain.admission import admitted
 from kvtier.errors import DeviceError, DeviceLostError, LimitError
 from kvtier.gpu import Array, DeviceIds, DeviceRows, device_calls, device_rows, stream_of
-from kvtier.pages import I64, Bool
+from kvtier.pages import I64, U64, Bool
 from kvtier.tiers import CudaTier, Tier
 
 
@@ -125,6 +125,10 @@ class GpuMemory:
         """The same page ids, whatever becomes of the caller's memory."""
         copy = self.tier().index.apply(lambda array: array.copy(), page_ids)
         return DeviceIds(copy, page_ids.ready, page_ids.stream)
+
+    def fetched(self, page_ids: DeviceIds) -> U64:
+        """The page ids in host memory."""
+        return self.tier().index.fetch(page_ids)
 
     def slots(self, page_ids: DeviceIds) -> I64:
         """The slot of each page in the tier, or -1 (i64[n]), on the GPU and its owner's stream."""

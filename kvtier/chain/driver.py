@@ -92,56 +92,6 @@ class ChainDriver(ABC):
         """Which of the pages that are looked up may reserve a slot; None: all."""
         return self.admitted(action, action.page_ids)
 
-    def invalidate(self, page_ids: U64) -> I64: ...
-
-    def peek(self, page_ids: U64) -> I64: ...
-
-
-class ChainDriver(ABC):
-    """Performs a chain's actions. A subclass moves the bytes, or models their moving.
-
-    Args:
-        chain: the state machine.
-        indexes: the page index of each tier.
-    """
-
-    def __init__(self, chain: Chain, indexes: Sequence[Index]) -> None:
-        self.chain = chain
-        self.indexes: tuple[Index, ...] = tuple(indexes)
-
-    def perform(self, actions: Iterable[Action]) -> None:
-        """Perform actions, and those that follow from them, in order."""
-        queue = deque(actions)
-        while queue:
-            match queue.popleft():
-                case Lookup() as action:
-                    queue.extend(self.look_up(action))
-                case Copy() as action:
-                    queue.extend(self.copy(action))
-                case Fill() as action:
-                    queue.extend(self.fill(action))
-                case Fetch() as action:
-                    self.fetch(action)
-                case Publish(level, slots):
-                    self.indexes[level].publish(slots)
-                case Abort(level, slots):
-                    self.indexes[level].abort(slots)
-                case Invalidate(level, page_ids):
-                    self.indexes[level].invalidate(page_ids)
-                case Complete() as action:
-                    self.complete(action)
-
-    def look_up(self, action: Lookup) -> Iterable[Action]:
-        """Ask a tier's index for pages; returns what follows."""
-        admit = self.admit(action)
-        index = self.indexes[action.level]
-        result = index.lookup(action.page_ids, action.epoch, action.oldest_epoch, admit=admit)
-        return self.chain.looked_up(action, result)
-
-    def admit(self, action: Lookup) -> Bool | None:
-        """Which of the pages that are looked up may reserve a slot; None: all."""
-        return admitted(action.page_ids, action.epoch, action.admit)
-
     def invalidate(self, page_ids: U64) -> None:
         """Forget pages (u64[n]) in every tier."""
         self.perform(self.chain.invalidate(page_ids))

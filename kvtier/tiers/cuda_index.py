@@ -81,6 +81,13 @@ class StreamIndex:
             self.stream.synchronize()
             return slots
 
+    def fetch(self, page_ids: DeviceIds) -> U64:
+        """The page ids in host memory."""
+        with self._calls():
+            whole = self._gpu.xp.ascontiguousarray(page_ids.array)
+            ids: U64 = self._kernels.read(whole)
+            return ids
+
     def apply(self, function: Callable[[Array], Array], page_ids: DeviceIds) -> Array:
         """``function`` of page ids, for :meth:`lookup`."""
         with self._calls():

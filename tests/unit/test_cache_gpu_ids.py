@@ -18,6 +18,7 @@ from small_cache import PAGE, forget_tiers, payload, settings, store
 from kvtier import open_cache
 from kvtier.errors import DeviceError, DeviceLostError, LimitError
 from kvtier.gpu import Gpu
+from kvtier.levels import Levels
 from kvtier.pages import U64, PageStatus
 from kvtier.tiers.cuda_rows import SOURCE, RowKernels
 
@@ -215,6 +216,7 @@ async def decisions(gpu: CpuGpu | None, admit: float, there: bool) -> Any:
     hbm = replace(wanted.tiers[0], admit=admit)
     wanted = replace(wanted, tiers=(hbm, *wanted.tiers[1:]))
     rng = np.random.default_rng(7)
+    answers: list[Any] = []
     async with open_cache(wanted, origin=GatedBackend(PAGE), gpu=gpu) as cache:
         ids = np.concatenate([await store(cache, b"%d" % key, 20) for key in range(6)])
         expected = np.concatenate([payload(b"%d" % key, 20) for key in range(6)])
@@ -224,23 +226,31 @@ async def decisions(gpu: CpuGpu | None, admit: float, there: bool) -> Any:
             if gpu is not None and there:
                 page_ids = gpu.xp.asarray(page_ids)
             result = await cache.read(page_ids)
-            np.testing.assert_array_equal(on_host(result.pages), expected[asked])
+            answers.append(result.status)
+            ok = result.status == PageStatus.OK
+            np.testing.assert_array_equal(on_host(result.pages)[ok], expected[asked][ok])
             if turn % 5 == 0:
                 cache.driver.invalidate(ids[rng.integers(0, len(ids), 7)])
             await cache.drain()
         snapshots = [tier.index.snapshot() for tier in cache.driver.tiers]
-        return cache.driver.chain.counters, snapshots
+        return cache.driver.chain.counters, snapshots, np.concatenate(answers)
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("there", [False, True])
-@pytest.mark.parametrize("admit", [1.0, 0.5, 0.0])
+@pytest.mark.parametrize(
+    ("admit", "shut"), [(1.0, False), (0.5, False), (0.0, False), (1.0, True), (0.5, True)]
+)
 async def test_decisions_are_those_of_the_twin_wherever_ids_lie(
-    gpu: Gpu, admit: float, there: bool
+    gpu: Gpu, admit: float, shut: bool, there: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours, our_slots = await decisions(gpu, admit, there)  # type: ignore[arg-type]
-    theirs, their_slots = await decisions(None, admit, there)
+    # Of an origin that is shut, only pages that a level below has are admitted.
+    monkeypatch.setattr(Levels, "origin_available", not shut)
+    ours, our_slots, status = await decisions(gpu, admit, there)  # type: ignore[arg-type]
+    theirs, their_slots, expected_status = await decisions(None, admit, there)
     assert ours == theirs
+    np.testing.assert_array_equal(status, expected_status)
+    assert status.any() == shut
     for mine, expected in zip(our_slots, their_slots, strict=True):
         for name in expected._fields:
             np.testing.assert_array_equal(getattr(mine, name), getattr(expected, name), name)
