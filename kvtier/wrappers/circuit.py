@@ -2,8 +2,9 @@
 
 After M. Nygard, "Release It!" (2nd ed., 2018), chapter 5. *Closed*: calls go through, and the
 share of failures in a sliding window is watched. *Open*: none does. *Half open*, once it has been
-open for its period: a few go through to try; the first failure opens it again, enough answers
-close it. It has no timers: time passes when it is asked.
+open for its period: a few go through to try, and as many again each period that they do not
+answer; the first failure opens it again, enough answers close it. It has no timers: time passes
+when it is asked.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class Circuit:
         self._rules = rules
         self._clock = clock
         self._slow_ns = None if rules.slow_s is None else round(rules.slow_s * 1e9)
+        self._open_ns = round(rules.open_s * 1e9)
         self._slice_ns = max(1, round(rules.window_s * 1e9 / _SLICES))
         self._window: deque[list[int]] = deque()
         """Slices of the window, ascending: number, calls, failures."""
@@ -86,7 +88,7 @@ class Circuit:
             case State.OPEN:
                 return False
             case State.HALF_OPEN:
-                return len(self._running) + self._answered_probes < self._rules.probes
+                return self._probes_awaited() + self._answered_probes < self._rules.probes
 
     def begin(self) -> int | None:
         """A call begins; returns its number, or None if it must not."""
@@ -103,6 +105,11 @@ class Circuit:
         self._pass_time(now_ns)
         if self._running.pop(number, None) is not None and outcome is not Outcome.LEFT:
             self._judge(now_ns, is_failure=outcome is Outcome.FAILED)
+
+    def _probes_awaited(self) -> int:
+        """Probes that may still be answered soon: one that hangs must not keep others out."""
+        latest_ns = self._clock.now_ns() - self._open_ns
+        return sum(start_ns > latest_ns for start_ns in self._running.values())
 
     def _pass_time(self, now_ns: int) -> None:
         if self._state is State.OPEN and now_ns >= self._open_until_ns:
@@ -144,7 +151,7 @@ class Circuit:
 
     def _open(self, now_ns: int) -> None:
         self.opened += 1
-        self._open_until_ns = now_ns + round(self._rules.open_s * 1e9)
+        self._open_until_ns = now_ns + self._open_ns
         self._change(State.OPEN)
 
     def _change(self, state: State) -> None:

@@ -119,6 +119,21 @@ def test_a_probe_whose_caller_left_makes_room_for_another() -> None:
     assert driven.circuit.state is State.CLOSED
 
 
+def test_a_probe_that_hangs_keeps_others_out_for_one_period_only() -> None:
+    driven = Driven()  # without slow_s: nothing else ever ends the wait for it
+    driven.break_down()
+    driven.pass_s(5)
+    hanging = driven.circuit.begin()
+    assert hanging is not None
+    driven.pass_s(4.999)
+    assert driven.circuit.begin() is None
+    driven.pass_s(0.001)
+    driven.call(Outcome.ANSWERED)
+    assert driven.circuit.state is State.CLOSED
+    driven.circuit.end(hanging, Outcome.FAILED)  # of before: says nothing any more
+    assert driven.circuit.failures == RULES.calls_min
+
+
 def test_as_many_probes_as_it_is_told_must_be_answered() -> None:
     driven = Driven(BreakerSettings(calls_min=1, failure_share=1.0, probes=3))
     driven.call(Outcome.FAILED)
