@@ -14,6 +14,8 @@ Finding: TypeAlias = tuple[str, str]
 
 _PORT_MAX: Final = 65_535
 _COUNT_MAX: Final = 1 << 20
+_ITEMS_MAX: Final = 1 << 16
+"""Keys that the wire protocol takes in one message."""
 _TIMES: Final = (
     "drain_s",
     "hello_timeout_s",
@@ -118,9 +120,10 @@ def _count_problems(serve: ServeSettings) -> Iterator[Finding]:
         "listings_max",
     ):
         value = getattr(serve, name)
-        if not 1 <= value <= _COUNT_MAX:
+        most = _ITEMS_MAX if name == "batch_items_max" else _COUNT_MAX
+        if not 1 <= value <= most:
             key = f"serve.{name}"
-            yield key, f"{key} is {value}: it must be from 1 to {_COUNT_MAX}"
+            yield key, f"{key} is {value}: it must be from 1 to {most}"
 
 
 def _size_problems(serve: ServeSettings, page_bytes: int) -> Iterator[Finding]:

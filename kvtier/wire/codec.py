@@ -49,6 +49,10 @@ KEY_BYTES_MAX: Final = 2048
 ITEMS_MAX: Final = 4096
 """Most keys, extents or objects of one request: with the longest keys they fit a body."""
 
+KEYS_MAX: Final = 1 << 16
+"""Most keys of one message, whoever sends it: as objects, keys take many times the bytes that they
+came in, and they are made before anybody can say that they are too many."""
+
 _TEXT_BYTES_MAX: Final = 1024
 _STATUS_MAX: Final = max(PageStatus)
 _COUNT: Final = struct.Struct("<Q")
@@ -105,6 +109,8 @@ class _Body:
         return np.frombuffer(self._body, kind, count, at)
 
     def keys(self, count: int) -> tuple[bytes, ...]:
+        if count > KEYS_MAX:
+            raise self.error(f"has {count} keys, {KEYS_MAX} are possible")
         lengths: list[int] = self.array("<u2", count).tolist()
         if count and not 0 < min(lengths) <= max(lengths) <= KEY_BYTES_MAX:
             raise self.error(f"has a key that is empty or longer than {KEY_BYTES_MAX} bytes")

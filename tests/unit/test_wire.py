@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as npst
 from kvtier.backend import Capability, ExtentBatch, ObjectStats, PutResult
 from kvtier.errors import ProtocolError
 from kvtier.pages import PageStatus
-from kvtier.wire.codec import KEY_BYTES_MAX, decode, encode
+from kvtier.wire.codec import KEY_BYTES_MAX, KEYS_MAX, decode, encode
 from kvtier.wire.frames import HEADER_BYTES, Frame, FrameLimits, FrameParser, Kind
 from kvtier.wire.messages import (
     Abandon,
@@ -301,7 +301,8 @@ class TestRefusal:
         [
             (Kind.KEYS, b"", "ends after 0 bytes, 8 are needed"),
             (Kind.KEYS, bytes(9), "has 9 bytes, 8 are needed"),
-            (Kind.STAT, struct.pack("<Q", U64_MAX), "ends after"),
+            (Kind.STAT, struct.pack("<Q", KEYS_MAX), "ends after"),
+            (Kind.STAT, struct.pack("<Q", U64_MAX), "65536 are possible"),
             (Kind.STAT, struct.pack("<QHH", 2, 1, 9) + b"abc", "ends after"),
             (Kind.STAT, struct.pack("<QH", 1, 0), "empty or longer"),
             (Kind.STAT, struct.pack("<QH", 1, KEY_BYTES_MAX + 1) + bytes(3000), "empty or longer"),
@@ -357,3 +358,16 @@ def _parse_and_decode(data: bytes, cuts: list[int]) -> None:
         feed_in_pieces(FrameParser(receiver, LIMITS, head_bytes=64), data, cuts)
         for frame in receiver.frames:
             decode(frame)
+
+
+def test_more_keys_than_may_travel_are_refused_before_one_is_made() -> None:
+    """Two bytes of a frame for the length of a key, and some 40 of memory for the key."""
+
+    def body(count: int) -> bytes:
+        return struct.pack("<Q", count) + struct.pack("<H", 1) * count + b"k" * count
+
+    most = decode(Frame(Kind.STAT, 1, body(KEYS_MAX), 0))
+    assert isinstance(most, Stat)
+    assert len(most.keys) == KEYS_MAX
+    with pytest.raises(ProtocolError, match=f"has {KEYS_MAX + 1} keys, {KEYS_MAX} are possible"):
+        decode(Frame(Kind.STAT, 1, body(KEYS_MAX + 1), 0))
