@@ -107,8 +107,10 @@ class Work:
         """A request is complete."""
         claim, self._arriving = self._arriving, None
         if claim is None:
-            size_bytes = _REQUEST_BYTES + body_bytes
-            claim = _Claim(size_bytes + reply_bytes(message, self._export.page_bytes))
+            reply = reply_bytes(message, self._export.page_bytes)
+            if reply > self._export.limits.frame.payload_bytes_max:
+                reply = 0  # it will be refused: nobody needs to make room for it
+            claim = _Claim(_REQUEST_BYTES + body_bytes + reply)
         self._waiting.append(_Request(number, message, payload, claim))
         self.idle.clear()
         self._advance()
@@ -147,11 +149,17 @@ class Work:
 
     def _has_grant(self, claim: _Claim) -> bool:
         """Whether the server has the memory; else this connection stands in line for it."""
-        if not claim.is_granted and self._asking is None:
-            if claim.size_bytes <= _SMALL_BYTES and not self._running:
-                self._export.budget.take_anyway(claim.size_bytes)
-                claim.is_granted = True
-            elif self._export.budget.take(claim.size_bytes, self._granted):
+        if claim.is_granted:
+            return True
+        budget = self._export.budget
+        if claim.size_bytes <= _SMALL_BYTES and not self._running:
+            if self._asking is not None:  # it came while others of this connection were running
+                budget.leave(self._granted)
+                self._asking = None
+            budget.take_anyway(claim.size_bytes)
+            claim.is_granted = True
+        elif self._asking is None:
+            if budget.take(claim.size_bytes, self._granted):
                 claim.is_granted = True
             else:
                 self._asking = claim

@@ -21,6 +21,7 @@ from kvtier.testing.batches import make_extents, put_objects, read_objects
 from kvtier.testing.pages import make_pages
 from kvtier.wire.messages import (
     ErrorCode,
+    Failure,
     Hello,
     Read,
     Stat,
@@ -137,6 +138,35 @@ class TestBounds:
 
 
 class TestEnding:
+    async def test_what_will_be_refused_waits_for_no_memory(self, gated: GatedBackend) -> None:
+        server = await serve(gated, page_bytes=PAGE_BYTES)
+        client, other = await connect(server), await connect(server)
+        client.send(read_of(1, 1))
+        await gated.begun.wait()
+        async with asyncio.timeout(10):
+            refused, _ = await other.ask(read_of(1, 1 << 22))  # more than all memory there is
+        assert isinstance(refused, Failure)
+        assert refused.code == ErrorCode.LIMIT
+        await client.close()
+        await other.close()
+        await server.close()
+
+    async def test_the_last_small_request_of_a_connection_waits_for_no_memory(
+        self, gated: GatedBackend
+    ) -> None:
+        limits = ServerLimits(memory_bytes_max=1000 * PAGE_BYTES)
+        server = await serve(gated, page_bytes=PAGE_BYTES, limits=limits)
+        client, other = await connect(server), await connect(server)
+        client.send(read_of(1, 1000))
+        await gated.begun.wait()
+        other.send(Stat((b"a",)), Stat((b"b",)))  # the second comes while the first is running
+        async with asyncio.timeout(10):
+            await other.next()
+            await other.next()
+        await client.close()
+        await other.close()
+        await server.close()
+
     async def test_a_client_that_leaves_cancels_what_it_asked(self, gated: GatedBackend) -> None:
         server = await serve(gated, page_bytes=PAGE_BYTES)
         client = await connect(server)
