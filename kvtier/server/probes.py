@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from http import HTTPStatus
 from typing import Final
 
@@ -24,8 +25,9 @@ _TIMEOUT_S: Final = 5.0
 _STORE_TIMEOUT_S: Final = 2.0
 _STORE_FRESH_NS: Final = 1_000_000_000
 """How long a finding about the store holds, so that many probes are no load on it."""
-_STORE_KEY: Final = b"\0kvtier-ready"
-"""A key that is asked for; whether it is there does not matter."""
+_STORE_KEY: Final = b"\0kvtier-ready-"
+"""Begins a key that is asked for; whether it is there does not matter. It is another each time, or
+what remembers missing keys would answer in the place of the store."""
 
 _TEXT: Final = "text/plain; charset=utf-8"
 _METRICS: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -126,7 +128,7 @@ class _StoreState:
     async def _ask(self) -> str | None:
         try:
             async with asyncio.timeout(_STORE_TIMEOUT_S):
-                await self._backend.stat([_STORE_KEY])
+                await self._backend.stat([_STORE_KEY + secrets.token_hex(4).encode()])
         except TimeoutError:
             return "the store behind the server does not answer"
         except Exception as error:  # whatever it raises, it is of no use

@@ -21,9 +21,11 @@ from kvtier.clock import VirtualClock
 from kvtier.errors import BackendError
 from kvtier.server import Probes, Server, serve, start_probes
 from kvtier.server.counting import HELP
+from kvtier.settings import NegativeSettings
 from kvtier.testing.batches import make_objects, put_objects, read_objects
 from kvtier.testing.pages import make_pages
 from kvtier.wire.messages import Stat
+from kvtier.wrappers.negative import NegativeBackend
 
 PAGE_BYTES = 512
 
@@ -98,6 +100,19 @@ class TestHealth:
         clock.advance_to(1_000_000_001)
         assert await get(probes, "/readyz") == (200, "ok\n")
         assert await get(probes, "/healthz") == (200, "ok\n")
+
+    async def test_what_remembers_missing_keys_does_not_answer_for_the_store(
+        self, store: Store, clock: VirtualClock
+    ) -> None:
+        remembers = NegativeBackend(store, NegativeSettings(ttl_s=3600.0), clock=clock)
+        server = await serve(remembers, page_bytes=PAGE_BYTES)
+        probes = await start_probes(server, "127.0.0.1", 0, clock)
+        assert (await get(probes, "/readyz"))[0] == 200
+        store.failure = BackendError("gone")
+        clock.advance_to(1_000_000_001)
+        assert (await get(probes, "/readyz"))[0] == 503
+        await probes.close()
+        await server.close()
 
     async def test_a_server_that_ends_is_alive_and_not_ready(
         self, probes: Probes, server: Server
