@@ -20,7 +20,7 @@ class UringEngine:
     """Hands batches to the kernel, and hears of their ends by an eventfd in the event loop.
 
     It belongs to the event loop that uses it first, until that is closed; another one is refused
-    with LimitError.
+    with LimitError. The loop may go on in another thread when nothing is under way.
 
     Args:
         file: taken over, closed by ``close``.
@@ -62,7 +62,7 @@ class UringEngine:
     async def close(self) -> None:
         """See :meth:`FileEngine.close`."""
         loop = asyncio.get_running_loop()
-        if self._open and loop is not self._loop:
+        if self._open and self._is_away(loop):
             self._move_to(loop)
         await self._gate.close()
         if self._open:
@@ -73,7 +73,7 @@ class UringEngine:
 
     async def _move(self, writing: bool, table: I64, memory: U8) -> I64:
         loop = asyncio.get_running_loop()
-        if self._open and loop is not self._loop:
+        if self._open and self._is_away(loop):
             self._move_to(loop)
         gate = self._gate
         await gate.enter(1)
@@ -125,14 +125,26 @@ class UringEngine:
         # An engine that nobody closed must not leave the kernel writing into memory let go.
         self._finalizer = weakref.finalize(self, self._queue.close)
 
+    def _is_away(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether the engine works for another loop, or for this one in another thread."""
+        return loop is not self._loop or self._queue.ring.foreign
+
     def _move_to(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Work for ``loop`` from now on.
+        """Work for ``loop`` from now on, in this thread.
 
         Raises:
-            LimitError: another loop may still use the engine.
+            LimitError: another loop may still use the engine, or another thread's operations are
+                under way.
             DeviceError: this thread needs a ring of its own, and the kernel gives none.
         """
-        if self._loop is not None and not self._loop.is_closed():
+        if loop is self._loop:
+            if self._queue.busy:
+                raise LimitError(
+                    f"{self._file.path} has operations under way of the thread that ran this event "
+                    "loop before: let them end there first"
+                )
+            loop.remove_reader(self._queue.ring.event_fd)
+        elif self._loop is not None and not self._loop.is_closed():
             raise LimitError(
                 f"{self._file.path} is open in another event loop: open it in each loop by itself"
             )

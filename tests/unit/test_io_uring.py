@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,26 @@ async def test_a_second_loop_is_refused_while_the_first_is_open(tmp_path: Path) 
         await asyncio.to_thread(asyncio.run, write_all(engine, random_pages(1)))
     assert (await write_all(engine, random_pages(1))).tolist() == [PAGE_BYTES]
     await engine.close()
+
+
+def test_a_loop_that_goes_on_in_another_thread_takes_a_ring_of_that_thread(tmp_path: Path) -> None:
+    loop = asyncio.new_event_loop()
+    engine = opened(tmp_path / "f")
+    engine.pin(pinned := random_pages(4, seed=3))
+    source, out = random_pages(), aligned_rows(PAGES, PAGE_BYTES)
+    loop.run_until_complete(write_all(engine, source))
+    with ThreadPoolExecutor(1) as other:
+        reading = read_pages(engine, np.arange(PAGES), out)
+        moved = other.submit(loop.run_until_complete, reading).result()
+        np.testing.assert_array_equal(moved, PAGE_BYTES)
+        np.testing.assert_array_equal(out, source)
+        reading = read_pages(engine, np.arange(4), pinned)
+        np.testing.assert_array_equal(
+            other.submit(loop.run_until_complete, reading).result(), PAGE_BYTES
+        )
+    np.testing.assert_array_equal(pinned, source[:4])
+    loop.run_until_complete(engine.close())
+    loop.close()
 
 
 def leave_behind(engine: FileEngine, out: U8) -> None:
