@@ -139,7 +139,7 @@ def _check_metadata(metadata: str) -> None:
     if not fits:
         raise _wrong(
             "metadata",
-            metadata,
+            "…" + metadata.rpartition("@")[2] if "@" in metadata else metadata,  # no password
             f"it is {PEER_TO_PEER}, or a server: http://HOST:PORT/metadata, etcd://HOST:PORT "
             "or redis://HOST:PORT",
         )

@@ -24,6 +24,7 @@ _TLS_FILES: Final = {
     "ssl_certfile": "cert_file",
     "ssl_keyfile": "key_file",
 }
+_UNREADABLE: Final = "cannot be read: in user and password, write / ? # @ [ ] as %XX"
 _FORMS: Final = "redis://, rediss:// (TLS) or unix://"
 
 
@@ -103,13 +104,18 @@ def parse_address(options: Mapping[str, Any]) -> Address:
         query = dict(
             parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
         )
-    except ValueError as error:  # a port that is no number, a bracket that is not closed
-        raise _wrong(f"cannot be read ({error})") from None
+    except ValueError:  # a port that is no number, a bracket that is not closed
+        # Not what is wrong with it: a port that is no number may be the half of a password.
+        raise _wrong(_UNREADABLE) from None
     if parts.scheme not in {"redis", "rediss", "unix"}:
         raise _wrong(f"has the scheme {parts.scheme!r}, not one of {_FORMS}")
+    if parts.fragment or (parts.scheme != "unix" and "@" in parts.path):
+        raise _wrong(_UNREADABLE)
     files = _tls_files(options, query, parts.scheme)
     database = query.pop("db", None)
     for name in query:
+        if "@" in parts.query:
+            raise _wrong(_UNREADABLE)
         raise _wrong(f"has the parameter {name!r}: it takes db, {', '.join(_TLS_FILES)}")
     if parts.scheme == "unix":
         if host or not parts.path:

@@ -161,7 +161,12 @@ def _check_endpoint(options: Mapping[str, Any]) -> None:
         is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port that is no number, a bracket that is not closed
         is_url = False
-    if not is_url or parts.username is not None or parts.query or parts.fragment:
+    if "@" in endpoint:  # not shown: it may hold a password
+        raise SettingsError(
+            "option 'endpoint' of backend 's3' has a user: it must be of the form "
+            "https://HOST[:PORT]; give 'access_key_id' and 'secret_access_key' instead"
+        )
+    if not is_url or parts.query or parts.fragment:
         raise _wrong("endpoint", endpoint, "it must be of the form https://HOST[:PORT]")
     if parts.scheme == "http" and not options.get("allow_http", False):
         raise _wrong("endpoint", endpoint, "give an https one, or set 'allow_http'")

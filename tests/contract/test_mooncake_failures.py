@@ -79,6 +79,7 @@ def pages_of(key: bytes, count: int = 1, generation: int = 0) -> U8:
         ({"metadata": "nonsense"}, "P2PHANDSHAKE"),
         ({"metadata": "http://[::1"}, "P2PHANDSHAKE"),
         ({"metadata": "etcd://h"}, "P2PHANDSHAKE"),
+        ({"metadata": "redis://:password@h"}, "'…h': it is P2PHANDSHAKE"),
         ({"admin": "9003"}, "'admin'"),
         ({"host": "a host"}, "'host'"),
         ({"device": "mlx5 0"}, "'device'"),

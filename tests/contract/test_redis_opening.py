@@ -131,6 +131,12 @@ class TestOptions:
             ("unix://host/path", "must name a socket"),
             (f"redis://user:{SECRET}@host:x", "cannot be read"),
             (f"redis://user:{SECRET}@", "must name a host"),
+            (f"redis://:{SECRET}/@host", "as %XX"),
+            (f"redis://user:1/{SECRET}@host", "as %XX"),
+            (f"redis://user:1?{SECRET}=1@host", "as %XX"),
+            (f"redis://user:1#{SECRET}@host", "as %XX"),
+            (f"redis://:[{SECRET}@host", "as %XX"),
+            (f"redis://host?{SECRET}", "cannot be read"),
         ],
     )
     async def test_a_wrong_url_is_refused(self, url: str, message: str) -> None:

@@ -111,6 +111,8 @@ class TestOptions:
             ({"endpoint": "ftp://h"}, "https://HOST"),
             ({"endpoint": "https://h:port"}, "https://HOST"),
             ({"endpoint": "https://user@h"}, "https://HOST"),
+            ({"endpoint": "https://user:SECRET@h"}, "^(?!.*SECRET).*https://HOST"),
+            ({"endpoint": "https://user:SE/CRET@h"}, "^(?!.*CRET).*https://HOST"),
             ({"endpoint": "http://h", "allow_http": False}, "set 'allow_http'"),
             ({"secret_access_key": None}, "a part of its credentials"),
             ({"access_key_id": None, "secret_access_key": None, "session_token": "t"}, "a part"),
