@@ -13,7 +13,8 @@ from kvtier.errors import ClosedError
 from kvtier.pages import U8
 
 T = TypeVar("T")
-_Job: TypeAlias = tuple[Callable[[U8], Any], "Future[Any]"]
+_Job: TypeAlias = tuple[list[Callable[[U8], Any]], "Future[Any]"]
+"""A call, until its future is done; and that future."""
 
 _END: Final = None
 
@@ -45,10 +46,13 @@ class Workers:
     def submit(self, call: Callable[[U8], T]) -> Future[T]:
         """Have ``call`` made with a thread's memory; a future that is cancelled is not begun."""
         future: Future[T] = Future()
+        calls = [call]
+        # What a cancelled call holds must not stay in the queue while all threads hang.
+        future.add_done_callback(lambda _: calls.clear())
         with self._lock:
             if self._ended:
                 raise ClosedError("this mooncake backend is closed: open another")
-            self._queue.put((call, future))
+            self._queue.put((calls, future))
         return future
 
     def end(self, timeout_s: float) -> bool:
@@ -89,12 +93,12 @@ class Gate:
 
 def _serve(queue: SimpleQueue[_Job | None], slot: U8) -> None:
     while (job := queue.get()) is not _END:
-        call, future = job
+        calls, future = job
         if not future.set_running_or_notify_cancel():
             continue
         try:
-            future.set_result(call(slot))
+            future.set_result(calls[0](slot))
         except BaseException as error:  # the caller gets it
             future.set_exception(error)
         # Else what the last job holds would live until the next one.
-        del job, call, future
+        del job, calls, future
