@@ -78,6 +78,8 @@ def _parse_url(url: str) -> tuple[str, str, int]:
         whole = _url(parts.scheme, host, port)
         if url.rstrip("/").lower() == whole:
             return parts.scheme, host, port
+    if "@" in url:  # not shown: it may hold a token
+        raise SettingsError(f"option 'url' of backend 'tcp' has a user: {_FORM}")
     raise SettingsError(f"option 'url' of backend 'tcp' is {url!r}: {_FORM}")
 
 
