@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Final, TypeAlias
 
 import numpy as np
 
-from kvtier.backend import Backend, ObjectBatch, PutResult
+from kvtier.backend import Backend, ExtentBatch, ObjectBatch, PutResult, check_extents
 from kvtier.errors import BackendError, LimitError, ProtocolError
 from kvtier.pages import U8, PageStatus
+from kvtier.server.ends import ObjectEnds
 from kvtier.server.limits import ServerLimits
 from kvtier.server.uploads import Uploads
 from kvtier.wire.codec import encode
@@ -54,6 +56,8 @@ class Answers:
         object_pages_max: most pages of an object, as announced.
         uploads: takes the objects that come in parts; closed with this.
         limits: bounds of a reply, and of the listings open at once.
+        ends: where objects end, of all connections.
+        tenant: whose connection it is; empty where there are none.
     """
 
     def __init__(
@@ -63,7 +67,11 @@ class Answers:
         object_pages_max: int,
         uploads: Uploads,
         limits: ServerLimits,
+        ends: ObjectEnds,
+        tenant: str = "",
     ) -> None:
+        self._ends = ends
+        self._tenant = tenant
         self._backend = backend
         self._page_bytes = page_bytes
         self._object_pages_max = object_pages_max
@@ -125,7 +133,7 @@ class Answers:
         head_bytes = HEADER_BYTES + 8 + len(batch)
         reply = np.empty(head_bytes + payload_bytes, np.uint8)
         pages = reply[head_bytes:].reshape(-1, self._page_bytes)
-        status = await self._backend.read(batch, pages)
+        status = await self._read_within(batch, pages)
         if status.any():
             # What a failed extent left in its rows is not for the client's eyes.
             wanted = np.repeat(status == PageStatus.OK, batch.page_count)
@@ -134,6 +142,24 @@ class Answers:
         head = encode(ReadReply(status), number, payload_bytes)
         reply[:head_bytes] = np.frombuffer(head, np.uint8)
         return [reply.data]
+
+    async def _read_within(self, batch: ExtentBatch, out: U8) -> U8:
+        """As ``Backend.read``; what is past the end of its object never gets there."""
+        check_extents(batch, out, self._page_bytes, self._backend.capability)
+        within = await self._ends.within(self._backend, self._tenant, batch)
+        if within.all():
+            return await self._backend.read(batch, out)
+        status = np.full(len(batch), PageStatus.FAILED, np.uint8)
+        if within.any():
+            some = replace(
+                batch,
+                key_index=batch.key_index[within],
+                first_page=batch.first_page[within],
+                page_count=batch.page_count[within],
+                row=batch.row[within],
+            )
+            status[within] = await self._backend.read(some, out)
+        return status
 
     async def _put(self, message: Put, payload: U8 | None) -> PutResult:
         self._check_writable()

@@ -11,6 +11,7 @@ from kvtier.backend import Backend
 from kvtier.clock import Clock
 from kvtier.server.budget import Budget
 from kvtier.server.counting import ServerCounters
+from kvtier.server.ends import ObjectEnds
 from kvtier.server.limits import ServerLimits
 from kvtier.server.refusals import Refusals
 from kvtier.server.spool import SpoolRoom
@@ -32,6 +33,7 @@ class Export:
         clock: of deadlines and latencies.
         counters, refusals: what is told of the server.
         budget: the memory of requests and answers.
+        ends: where objects end.
         room: where uploads wait for their end.
         connections: the connections there are, the oldest first.
         strangers: those of them that have not been let in yet.
@@ -47,6 +49,7 @@ class Export:
     counters: ServerCounters
     refusals: Refusals
     budget: Budget
+    ends: ObjectEnds = field(default_factory=ObjectEnds)
     room: SpoolRoom = field(default_factory=SpoolRoom)
     connections: dict[Connection, None] = field(default_factory=dict)
     strangers: dict[Connection, None] = field(default_factory=dict)

@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import pytest_asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kvtier_memory import MemoryBackend
+from kvtier_tcp import TcpBackend
 from tls_authority import Authority
 
 from kvtier.backend import Backend
@@ -20,10 +22,11 @@ from kvtier.errors import LimitError, SettingsError
 from kvtier.pages import U8, PageStatus
 from kvtier.server import ServerLimits, Tokens, load_tokens, serve, server_context
 from kvtier.server.tenants import TenantView, namespace_of
-from kvtier.settings import ServeSettings
-from kvtier.testing.batches import put_objects, read_objects
+from kvtier.settings import BreakerSettings, ServeSettings
+from kvtier.testing.batches import make_extents, put_objects, read_objects
 from kvtier.testing.contract import BackendContract
 from kvtier.testing.pages import make_pages
+from kvtier.wrappers.breaker import BreakerBackend
 
 PAGE_BYTES = 512
 
@@ -179,6 +182,31 @@ class TestTenants:
         self, calls: list[tuple[str, str, bytes]]
     ) -> None:
         asyncio.run(_call_and_compare(calls))
+
+    @pytest.mark.asyncio
+    async def test_who_reads_past_the_end_shuts_out_nobody(self) -> None:
+        """To the store such a read is a failure, and enough of them open its breaker."""
+        store = BreakerBackend(MemoryBackend(PAGE_BYTES, None), BreakerSettings(calls_min=1))
+        tokens = Tokens.of({"one": "team-a", "two": "team-b"})
+        server = await serve(store, page_bytes=PAGE_BYTES, tokens=tokens)
+        first, second = [
+            await TcpBackend.open({"url": server.url, "token": token}, PAGE_BYTES)
+            for token in ("one", "two")
+        ]
+        pages = make_pages(b"k", 0, 2, PAGE_BYTES)
+        versions = await put_objects(first, {b"k": pages}, PAGE_BYTES)
+        out = np.zeros((3, PAGE_BYTES), np.uint8)
+        past = make_extents(versions, [(b"k", 1, 2, 0)])
+        assert (await first.read(past, out)).tolist() == [PageStatus.FAILED]
+        mixed = make_extents(versions, [(b"k", 2, 1, 0), (b"k", 1, 1, 1), (b"k", 9, 1, 2)])
+        failed_ok_failed = [PageStatus.FAILED, PageStatus.OK, PageStatus.FAILED]
+        assert (await first.read(mixed, out)).tolist() == failed_ok_failed
+        assert out[1].tobytes() == pages[1].tobytes()
+        assert store.available
+        assert await read_objects(second, [b"k"], PAGE_BYTES) == {b"k": None}
+        await first.close()
+        await second.close()
+        await server.close()
 
     @pytest.mark.asyncio
     async def test_the_longest_key_leaves_room_for_the_namespace(self) -> None:
