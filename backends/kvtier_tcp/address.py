@@ -108,6 +108,8 @@ def _token(options: Mapping[str, Any]) -> str:
 
 
 def _word(text: str, option: str) -> str:
+    if text.encode(errors="ignore").decode() != text:  # of bytes in the environment
+        raise SettingsError(f"option {option!r} of backend 'tcp': what it names is no UTF-8 text")
     words = text.split()
     if len(words) != 1:
         raise SettingsError(

@@ -100,7 +100,10 @@ def load_tokens(settings: ServeSettings) -> Tokens | None:
         source = f"serve.token_env {settings.token_env}"
         if settings.token_env not in os.environ:
             raise SettingsError(f"{source}: there is no such environment variable; set it")
-        return Tokens.parse(os.environ[settings.token_env], source)
+        text = os.environ[settings.token_env]
+        if text.encode(errors="ignore").decode() != text:  # of bytes in the environment
+            raise SettingsError(f"{source}: is no UTF-8 text")
+        return Tokens.parse(text, source)
     return None
 
 

@@ -341,6 +341,14 @@ class TestOptions:
         with pytest.raises(SettingsError, match="as PEM, the key without a password"):
             await TcpBackend.open(shown, PAGE_BYTES)
 
+    async def test_a_token_of_other_bytes_than_text_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("KVTIER_BYTES", "\udcff")  # as the system gives the byte 0xff
+        options = {"url": "tcp://127.0.0.1:1", "token_env": "KVTIER_BYTES"}
+        with pytest.raises(SettingsError, match=r"'token_env' .* is no UTF-8 text"):
+            await TcpBackend.open(options, PAGE_BYTES)
+
     @pytest.mark.parametrize("source", ["token_file", "token_env"])
     async def test_a_token_comes_from_a_file_or_the_environment(
         self, store: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str

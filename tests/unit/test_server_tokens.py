@@ -77,6 +77,9 @@ class TestTokens:
         of_environment = load_tokens(ServeSettings(token_env="KVTIER_TOKENS"))
         assert of_file == Tokens.of({"one": "team-a"})
         assert of_environment == Tokens.of({"two": "team-b"})
+        monkeypatch.setenv("KVTIER_BYTES", "\udcff")  # as the system gives the byte 0xff
+        with pytest.raises(SettingsError, match=r"serve\.token_env KVTIER_BYTES: is no UTF-8 text"):
+            load_tokens(ServeSettings(token_env="KVTIER_BYTES"))
         with pytest.raises(SettingsError, match=r"serve\.token_env KVTIER_NONE: there is no such"):
             load_tokens(ServeSettings(token_env="KVTIER_NONE"))
 
