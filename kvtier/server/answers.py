@@ -110,7 +110,9 @@ class Answers:
                 return AbandonReply()
             case Stat(keys):
                 self._limits.check_items(keys)
-                return StatReply(await self._backend.stat(keys))
+                stats = await self._backend.stat(keys)
+                self._ends.note(self._tenant, keys, stats.versions, stats.pages)
+                return StatReply(stats)
             case Delete(keys):
                 self._check_writable()
                 self._limits.check_items(keys)
@@ -178,7 +180,11 @@ class Answers:
             )
         whole = np.empty(0, np.uint8) if payload is None else payload
         batch = ObjectBatch(message.keys, message.page_counts, whole.reshape(-1, self._page_bytes))
-        return await self._backend.put(batch)
+        result = await self._backend.put(batch)
+        # Versions of 0 are of no object.
+        pages_put = np.where(result.versions > 0, message.page_counts, 0).astype(np.int64)
+        self._ends.note(self._tenant, message.keys, result.versions, pages_put)
+        return result
 
     async def _next_keys(self, cursor: int) -> KeysReply:
         """Go on with a listing; it is nobody else's while it is read, and ends on any error."""

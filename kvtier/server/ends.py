@@ -37,25 +37,39 @@ class ObjectEnds:
             tenant: its name.
             batch: of extents; each names one of its keys.
         """
-        versions = batch.versions.tolist()
-        names = [
-            hash((tenant, key, version)) for key, version in zip(batch.keys, versions, strict=True)
-        ]
+        names = _names_of(tenant, batch.keys, batch.versions)
         pages = np.array([self._pages.get(name, -1) for name in names], np.int64)
         asked = np.flatnonzero(pages < 0)
         if len(asked):
             keys = [batch.keys[row] for row in asked.tolist()]
-            pages[asked] = await _pages_of(backend, keys, batch.versions[asked])
-            for row in asked[pages[asked] != _UNKNOWN].tolist():
-                self._remember(names[row], int(pages[row]))
+            versions = batch.versions[asked]
+            found = await _pages_of(backend, keys, versions)
+            self.note(tenant, keys, versions, np.where(found == _UNKNOWN, 0, found))
+            pages[asked] = found
         last = batch.first_page.astype(np.int64) + batch.page_count
         within: Bool = last <= pages[batch.key_index]
         return within
 
-    def _remember(self, name: int, pages: int) -> None:
-        self._pages[name] = pages
-        if len(self._pages) > _OBJECTS_MAX:
+    def note(self, tenant: str, keys: Sequence[bytes], versions: U64, pages: I64) -> None:
+        """Remember pages of k keys in their versions, so that nobody is asked for them again.
+
+        Args:
+            tenant: whose keys they are.
+            keys: k keys.
+            versions: u64[k].
+            pages: i64[k], less than 1 where there is nothing to remember.
+        """
+        for name, count in zip(_names_of(tenant, keys, versions), pages.tolist(), strict=True):
+            if count > 0:
+                self._pages[name] = count
+        while len(self._pages) > _OBJECTS_MAX:
             del self._pages[next(iter(self._pages))]
+
+
+def _names_of(tenant: str, keys: Sequence[bytes], versions: U64) -> list[int]:
+    return [
+        hash((tenant, key, version)) for key, version in zip(keys, versions.tolist(), strict=True)
+    ]
 
 
 async def _pages_of(backend: Backend, keys: Sequence[bytes], versions: U64) -> I64:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from kvtier_memory import MemoryBackend
 from kvtier_tcp import TcpBackend
 from tls_authority import Authority
 
-from kvtier.backend import Backend
+from kvtier.backend import Backend, ObjectStats
 from kvtier.errors import LimitError, SettingsError
 from kvtier.pages import U8, PageStatus
 from kvtier.server import ServerLimits, Tokens, load_tokens, serve, server_context
@@ -209,6 +209,30 @@ class TestTenants:
         assert await read_objects(second, [b"k"], PAGE_BYTES) == {b"k": None}
         await first.close()
         await second.close()
+        await server.close()
+
+    @pytest.mark.asyncio
+    async def test_where_an_object_ends_is_asked_once(self) -> None:
+        class Counting(MemoryBackend):
+            asked = 0
+
+            async def stat(self, keys: Sequence[bytes]) -> ObjectStats:
+                self.asked += len(keys)
+                return await super().stat(keys)
+
+        store = Counting(PAGE_BYTES, None)
+        own = await put_objects(store, {b"a": make_pages(b"a", 0, 2, PAGE_BYTES)}, PAGE_BYTES)
+        server = await serve(store, page_bytes=PAGE_BYTES)
+        client = await TcpBackend.open({"url": server.url}, PAGE_BYTES)
+        put = await put_objects(client, {b"b": make_pages(b"b", 0, 2, PAGE_BYTES)}, PAGE_BYTES)
+        out = np.zeros((2, PAGE_BYTES), np.uint8)
+        for _ in range(2):
+            await client.read(make_extents(put, [(b"b", 0, 2, 0)]), out)
+        assert store.asked == 0  # its put said so
+        for _ in range(2):
+            await client.read(make_extents(own, [(b"a", 0, 2, 0)]), out)
+        assert store.asked == 1
+        await client.close()
         await server.close()
 
     @pytest.mark.asyncio
