@@ -20,7 +20,7 @@ _ADDED_LATER: Final[Mapping[object, frozenset[str]]] = {
     schema.Series: frozenset({"lookups", "delivered"}),
     schema.Drive: frozenset({"gpus", "spread", "events"}),
     schema.Requests: frozenset({"queue_us"}),
-    schema.Origin: frozenset({"wrappers"}),
+    schema.WrappedOrigin: frozenset({"wrappers"}),
 }
 """Keys that the first files of version 1 do not have."""
 

@@ -225,8 +225,6 @@ class Tier(TypedDict):
 
 
 class Origin(TypedDict):
-    """``wrappers`` is what those around it did; only of a whole replay, not of its parts."""
-
     name: str
     lookups: int
     hits: int
@@ -236,6 +234,11 @@ class Origin(TypedDict):
     coalescing_factor: float | None
     iops: float | None
     latency_us: Latency
+
+
+class WrappedOrigin(Origin):
+    """``wrappers`` is what those around it did; of a whole replay, not of its parts."""
+
     wrappers: dict[str, dict[str, int]] | None
 
 
@@ -337,7 +340,7 @@ class Result(TypedDict):
     writes: Writes
     coalescing: Coalescing
     tiers: list[Tier]
-    origin: Origin | None
+    origin: WrappedOrigin | None
     by_purpose: dict[str, Part]
     gpus: list[Gpu] | None
     models: list[Model] | None
