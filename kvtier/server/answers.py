@@ -149,19 +149,14 @@ class Answers:
         """As ``Backend.read``; what is past the end of its object never gets there."""
         check_extents(batch, out, self._page_bytes, self._backend.capability)
         within = await self._ends.within(self._backend, self._tenant, batch)
-        if within.all():
-            return await self._backend.read(batch, out)
-        status = np.full(len(batch), PageStatus.FAILED, np.uint8)
-        if within.any():
-            some = replace(
-                batch,
-                key_index=batch.key_index[within],
-                first_page=batch.first_page[within],
-                page_count=batch.page_count[within],
-                row=batch.row[within],
-            )
-            status[within] = await self._backend.read(some, out)
-        return status
+        # Of what is past the end, the first page is read: that tells whether the version is there.
+        inside = replace(
+            batch,
+            first_page=np.where(within, batch.first_page, np.uint32(0)),
+            page_count=np.where(within, batch.page_count, np.uint32(1)),
+        )
+        status = await self._backend.read(inside, out)
+        return np.where(within | (status != PageStatus.OK), status, np.uint8(PageStatus.FAILED))
 
     async def _put(self, message: Put, payload: U8 | None) -> PutResult:
         self._check_writable()
