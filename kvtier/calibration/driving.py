@@ -24,8 +24,11 @@ from kvtier.replay import replay_trace, simulate_trace
 from kvtier.settings import HostSettings, OriginSettings, ReplaySettings, Settings, TierSettings
 from kvtier.trace import RandomReads, write_random_reads
 
-_READS: Final = 6400
-"""Of a replay; fewer where they would be more bytes than :data:`_READ_BYTES`."""
+_READS: Final = (640, 6400)
+"""Of a replay, at least and at most; fewer where they would be more than :data:`_READ_BYTES`."""
+
+_READS_PER_S: Final = 2500
+"""So many for each second that replays may take."""
 
 _READ_BYTES: Final = 1 << 30
 _HOPS_MIN: Final = 4
@@ -79,9 +82,11 @@ def measure_drives(mixed: Settings, pages: int, directory: Path, seconds: float)
     """
     first = TierSettings("hbm", 4 * _HOT_PAGES * mixed.page_bytes, extent_pages_max=1)
     hot = replace(mixed, tiers=(first,), origin=OriginSettings("memory", extent_pages_max=1))
-    requests = _short(hot, directory, _REQUESTS, _HOT_PAGES, "waves")
-    waves = [_short(mixed, directory, each, pages, "waves") for each in _WAVES]
-    paced = _short(mixed, directory, _REQUESTS, pages, "closed")
+    reads = round(min(max(seconds * _READS_PER_S, _READS[0]), _READS[1]))
+    reads = min(reads, _READ_BYTES // mixed.page_bytes)
+    requests = _short(hot, directory, reads, _REQUESTS, _HOT_PAGES, "waves")
+    waves = [_short(mixed, directory, reads, each, pages, "waves") for each in _WAVES]
+    paced = _short(mixed, directory, reads, _REQUESTS, pages, "closed")
     requests_s, *waves_s, paced_s = _medians([requests, *waves, paced], seconds)
     host = mixed.host
     assert host is not None
@@ -94,12 +99,12 @@ def measure_drives(mixed: Settings, pages: int, directory: Path, seconds: float)
 def _short(
     cache: Settings,
     directory: Path,
+    reads: int,
     requests: int,
     pages: int,
     drive: Literal["waves", "closed"],
 ) -> _Short:
     """A replay of requests that read a random page at a time."""
-    reads = min(_READS, _READ_BYTES // cache.page_bytes)
     hops = max(reads // requests, _HOPS_MIN)
     trace = directory / f"{requests}-{pages}.parquet"
     load = RandomReads(threads=requests, hops=hops, page_bytes=cache.page_bytes, object_pages=pages)
