@@ -307,7 +307,7 @@ def test_an_open_loop_comes_when_it_came(tmp_path: Path) -> None:
     replay(path, settings, events)
     result = simulate(path, settings, events)
     assert result["duration_s"] == pytest.approx(0.1, rel=0.05)
-    assert result["requests"]["latency_us"]["max"] < 20e3
+    assert result["requests"]["latency_us"]["max"] < 50e3  # of requests that came 20 ms apart
 
 
 # -- what does not fit ------------------------------------------------------------------------
