@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from kvtier import extents
 from kvtier.errors import LimitError, SettingsError
 from kvtier.pages import I64, U8, U32, U64
 
@@ -73,6 +74,19 @@ class ExtentBatch:
 
     def __len__(self) -> int:
         return len(self.first_page)
+
+    @property
+    def pages(self) -> int:
+        """Pages of all extents."""
+        return int(extents.run(self.page_count, self.row)[0])
+
+    def rows(self) -> range | None:
+        """The rows, if there are any and the extents fill them one after the other; else None."""
+        if len(self) == 0:
+            return None
+        first = int(self.row[0])
+        pages, is_run = extents.run(self.page_count, self.row)
+        return range(first, first + int(pages)) if is_run else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -183,6 +197,33 @@ class Backend(ABC):
         """Let go of everything; a second call does nothing."""
 
 
+def copy_extents(batch: ExtentBatch, addresses: Sequence[int], pages: Sequence[int], out: U8) -> U8:
+    """Answer a read, checked by :func:`check_extents`, out of objects in memory.
+
+    Args:
+        batch: the read.
+        addresses: where the pages of each of its keys begin (``array.ctypes.data``).
+        pages: how many there are; -1 where there is no such object.
+        out: u8[rows, page_bytes].
+
+    Returns:
+        u8[n], a ``PageStatus``: ABSENT where there is no object, FAILED past the end of one.
+    """
+    status = empty_status(len(batch))
+    extents.copy(
+        np.array(addresses, np.uint64),
+        np.array(pages, np.int64),
+        batch.key_index,
+        batch.first_page,
+        batch.page_count,
+        batch.row,
+        out.ctypes.data,
+        out.shape[1],
+        status,
+    )
+    return status
+
+
 def empty_status(count: int) -> U8:
     """u8[count] of ``PageStatus.OK``, to be filled in where something went wrong."""
     return np.zeros(count, np.uint8)
@@ -220,8 +261,9 @@ def check_options(
 
 def check_keys(keys: Collection[bytes], capability: Capability) -> None:
     """Raise :class:`LimitError` where a key is empty or longer than ``key_bytes_max``."""
+    longest = capability.key_bytes_max
     for key in keys:
-        if not 0 < len(key) <= capability.key_bytes_max:
+        if not 0 < len(key) <= longest:
             raise LimitError(
                 f"a key has {len(key)} bytes: 1 to {capability.key_bytes_max} are possible"
             )
@@ -241,15 +283,16 @@ def check_extents(batch: ExtentBatch, out: U8, page_bytes: int, capability: Capa
         )
     if count == 0:
         return
-    if int(batch.key_index.max()) >= len(batch.keys):
-        raise LimitError(f"an extent names key {int(batch.key_index.max())} of {len(batch.keys)}")
-    pages = batch.page_count.astype(np.int64)
-    if int(pages.min()) < 1 or int(pages.max()) > capability.extent_pages_max:
+    key_last, pages_min, pages_max, rows = extents.bounds(
+        batch.key_index, batch.page_count, batch.row
+    )
+    if key_last >= len(batch.keys):
+        raise LimitError(f"an extent names key {key_last} of {len(batch.keys)}")
+    if pages_min < 1 or pages_max > capability.extent_pages_max:
         raise LimitError(
-            f"extents of {int(pages.min())} to {int(pages.max())} pages: "
+            f"extents of {pages_min} to {pages_max} pages: "
             f"1 to {capability.extent_pages_max} are possible"
         )
-    rows = int((pages + batch.row).max())
     if rows > len(out):
         raise LimitError(f"an extent ends at row {rows} of an out of {len(out)} rows")
 

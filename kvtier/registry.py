@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from kvtier.backend import API_VERSION, Backend, Capability
 from kvtier.errors import BackendError, UnknownBackendError
+from kvtier.extents import compile_all
 from kvtier.pages import check_page_bytes
 
 GROUP: Final = "kvtier.backends"
@@ -40,6 +41,7 @@ async def open_backend(name: str, options: Mapping[str, Any], page_bytes: int) -
         SettingsError: an option, or the page size, is wrong.
     """
     check_page_bytes(page_bytes)
+    compile_all()
     backend = await _load(name).open(options, page_bytes)
     try:
         _check_version(name, backend.capability)

@@ -34,8 +34,9 @@ def _memcpy_in_python(target: np.uint64, source: np.uint64, count: np.uint64) ->
 
 _ADDRESS = numba.types.uint64
 
-# The C library's copy: slice assignment compiles to a loop that is about 30 % slower.
-_memcpy = cast(
+# The C library's copy, for compiled code: there, slice assignment becomes a loop that is about 30 %
+# slower.
+memcpy = cast(
     "Callable[[np.uint64, np.uint64, np.uint64], None]",
     _memcpy_in_python
     if JIT_DISABLED
@@ -179,7 +180,7 @@ def _copy(
 ) -> None:
     # Addresses, not arrays: a read-only source needs no second compilation.
     for at in range(first, last):
-        _memcpy(
+        memcpy(
             np.uint64(target + target_rows[at] * row_bytes),
             np.uint64(source + source_rows[at] * row_bytes),
             np.uint64(row_bytes),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from kvtier.backend import (
     check_keys,
     check_objects,
     check_options,
+    copy_extents,
     empty_status,
 )
 from kvtier.errors import ClosedError, SettingsError
@@ -26,10 +27,14 @@ from kvtier.pages import U8, PageStatus, check_page_bytes
 
 
 class _Object(NamedTuple):
-    pages: int
     version: int
-    payload: memoryview
-    """The bytes of its pages, never written again."""
+    pages: U8
+    """u8[pages, page_bytes], never written again."""
+    address: int
+    """Where they begin."""
+
+
+_NOWHERE: Final = _Object(-1, np.empty((0, 0), np.uint8), 0)
 
 
 class MemoryBackend(Backend):
@@ -68,37 +73,19 @@ class MemoryBackend(Backend):
         check_keys(keys, self.capability)
         found = [self._objects.get(key) for key in keys]
         return ObjectStats(
-            pages=np.array([one.pages if one else -1 for one in found], np.int64),
+            pages=np.array([len(one.pages) if one else -1 for one in found], np.int64),
             versions=np.array([one.version if one else 0 for one in found], np.uint64),
         )
 
     async def read(self, batch: ExtentBatch, out: U8) -> U8:
         self._check_open()
         check_extents(batch, out, self._page_bytes, self.capability)
-        status = empty_status(len(batch))
-        wanted = [
-            self._payload_of(key, version)
-            for key, version in zip(batch.keys, batch.versions.tolist(), strict=True)
+        held = [self._objects.get(key, _NOWHERE) for key in batch.keys]
+        pages = [
+            len(one.pages) if one.version == version else -1
+            for one, version in zip(held, batch.versions.tolist(), strict=True)
         ]
-        extents = zip(
-            batch.key_index.tolist(),
-            batch.first_page.tolist(),
-            batch.page_count.tolist(),
-            batch.row.tolist(),
-            strict=True,
-        )
-        # Slices of memoryviews: a third of the cost of slices of arrays.
-        rows, page_bytes = out.reshape(-1).data, self._page_bytes
-        for index, (key, first, count, row) in enumerate(extents):
-            payload = wanted[key]
-            start, stop = first * page_bytes, (first + count) * page_bytes
-            if payload is None:
-                status[index] = PageStatus.ABSENT
-            elif stop > len(payload):
-                status[index] = PageStatus.FAILED
-            else:
-                rows[row * page_bytes : (row + count) * page_bytes] = payload[start:stop]
-        return status
+        return copy_extents(batch, [one.address for one in held], pages, out)
 
     async def put(self, batch: ObjectBatch) -> PutResult:
         self._check_open()
@@ -125,7 +112,7 @@ class MemoryBackend(Backend):
             if old is None:
                 status[index] = PageStatus.ABSENT
             else:
-                self._used_bytes -= len(old.payload)
+                self._used_bytes -= old.pages.nbytes
         return status
 
     async def keys(self) -> AsyncIterator[bytes]:
@@ -138,21 +125,16 @@ class MemoryBackend(Backend):
         self._closed = True
         self._objects.clear()
 
-    def _payload_of(self, key: bytes, version: int) -> memoryview | None:
-        """The pages of ``key``, if it has that version."""
-        held = self._objects.get(key)
-        return held.payload if held is not None and held.version == version else None
-
     def _keep(self, key: bytes, pages: U8) -> int:
         """Hold a copy of ``pages``; returns its version, 0 where there is no room."""
         old = self._objects.get(key)
-        used_bytes = self._used_bytes + pages.nbytes - (len(old.payload) if old else 0)
+        used_bytes = self._used_bytes + pages.nbytes - (old.pages.nbytes if old else 0)
         if self._capacity_bytes is not None and used_bytes > self._capacity_bytes:
             return 0
         self._used_bytes = used_bytes
         self._version += 1
-        payload = memoryview(pages.tobytes())
-        self._objects[key] = _Object(len(pages), self._version, payload)
+        kept = pages.copy()
+        self._objects[key] = _Object(self._version, kept, kept.ctypes.data)
         return self._version
 
     def _check_open(self) -> None:

@@ -32,8 +32,12 @@ class Placement:
         batch, page_bytes = self._batch, self._out.shape[1]
         if len(status) != len(batch):
             raise ProtocolError(f"{len(status)} statuses came for {len(batch)} extents")
+        failed = np.count_nonzero(status)
+        rows = None if failed else batch.rows()
+        if rows is not None and len(rows) * page_bytes == payload_bytes:
+            return [self._run(rows.start, rows.stop)]
         first, pages = batch.row.astype(np.int64), batch.page_count.astype(np.int64)
-        if status.any():
+        if failed:
             is_ok = status == PageStatus.OK
             first, pages = first[is_ok], pages[is_ok]
         wanted_bytes = int(pages.sum()) * page_bytes

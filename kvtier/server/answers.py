@@ -14,6 +14,7 @@ from kvtier.errors import BackendError, LimitError, ProtocolError
 from kvtier.pages import U8, PageStatus
 from kvtier.server.ends import ObjectEnds
 from kvtier.server.limits import ServerLimits
+from kvtier.server.recycling import Recycler
 from kvtier.server.uploads import Uploads
 from kvtier.wire.codec import encode
 from kvtier.wire.frames import HEADER_BYTES
@@ -43,7 +44,7 @@ _KEYS_PER_REPLY: Final = 1024
 def reply_bytes(message: Message, page_bytes: int) -> int:
     """Payload bytes that the reply to ``message`` may have."""
     if isinstance(message, Read):
-        return int(message.batch.page_count.sum(dtype=np.int64)) * page_bytes
+        return message.batch.pages * page_bytes
     return 0
 
 
@@ -57,6 +58,7 @@ class Answers:
         uploads: takes the objects that come in parts; closed with this.
         limits: bounds of a reply, and of the listings open at once.
         ends: where objects end, of all connections.
+        memory: what replies are made in.
         tenant: whose connection it is; empty where there are none.
     """
 
@@ -68,9 +70,11 @@ class Answers:
         uploads: Uploads,
         limits: ServerLimits,
         ends: ObjectEnds,
+        memory: Recycler,
         tenant: str = "",
     ) -> None:
         self._ends = ends
+        self._memory = memory
         self._tenant = tenant
         self._backend = backend
         self._page_bytes = page_bytes
@@ -133,22 +137,25 @@ class Answers:
                 f"a read of {payload_bytes} bytes: {self._payload_bytes_max} are possible at once"
             )
         head_bytes = HEADER_BYTES + 8 + len(batch)
-        reply = np.empty(head_bytes + payload_bytes, np.uint8)
+        reply = self._memory.take(head_bytes + payload_bytes, aligned_from=head_bytes)
         pages = reply[head_bytes:].reshape(-1, self._page_bytes)
         status = await self._read_within(batch, pages)
-        if status.any():
+        if np.count_nonzero(status):
             # What a failed extent left in its rows is not for the client's eyes.
             wanted = np.repeat(status == PageStatus.OK, batch.page_count)
             some = pages[wanted].reshape(-1)
             return [encode(ReadReply(status), number, some.nbytes), some.data]
         head = encode(ReadReply(status), number, payload_bytes)
-        reply[:head_bytes] = np.frombuffer(head, np.uint8)
-        return [reply.data]
+        whole = reply.data
+        whole[:head_bytes] = head
+        return [whole]
 
     async def _read_within(self, batch: ExtentBatch, out: U8) -> U8:
         """As ``Backend.read``; what is past the end of its object never gets there."""
         check_extents(batch, out, self._page_bytes, self._backend.capability)
         within = await self._ends.within(self._backend, self._tenant, batch)
+        if within is None:
+            return await self._backend.read(batch, out)
         # Of what is past the end, the first page is read: that tells whether the version is there.
         inside = replace(
             batch,

@@ -208,7 +208,14 @@ class Connection(asyncio.BufferedProtocol):
         object_pages_max = capability.object_pages_max
         uploads = Uploads(backend, page_bytes, object_pages_max, limits.uploads_max, export.room)
         answers = Answers(
-            backend, page_bytes, object_pages_max, uploads, limits, export.ends, tenant
+            backend,
+            page_bytes,
+            object_pages_max,
+            uploads,
+            limits,
+            export.ends,
+            export.memory,
+            tenant,
         )
         self._work = Work(export, answers, self._write, self._refuse_request, self._update_reading)
         export.strangers.pop(self, None)

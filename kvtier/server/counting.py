@@ -69,7 +69,10 @@ class ServerCounters:
             latency_s: from its last byte until its answer was there.
         """
         self._requests[kind, outcome] += 1
-        self._latencies.setdefault(kind, _Latencies()).add(latency_s)
+        latencies = self._latencies.get(kind)
+        if latencies is None:
+            latencies = self._latencies[kind] = _Latencies()
+        latencies.add(latency_s)
 
     def exposition(self, gauges: Mapping[str, float]) -> str:
         """All of it, and what is so now: values by name, of which ``HELP`` has a line each."""

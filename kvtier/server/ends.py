@@ -13,6 +13,7 @@ import numpy as np
 
 from kvtier.backend import Backend, ExtentBatch
 from kvtier.errors import KvtierError
+from kvtier.extents import all_inside
 from kvtier.pages import I64, U64, Bool
 
 _OBJECTS_MAX: Final = 1 << 16
@@ -29,8 +30,8 @@ class ObjectEnds:
         # By a hash that nobody can foresee: keys may be long, and are the clients' choice.
         self._pages: dict[int, int] = {}
 
-    async def within(self, backend: Backend, tenant: str, batch: ExtentBatch) -> Bool:
-        """Which extents (bool[n]) end inside their object, as far as that can be known.
+    async def within(self, backend: Backend, tenant: str, batch: ExtentBatch) -> Bool | None:
+        """Which extents (bool[n]) end inside their object, as far as that can be known; None: all.
 
         Args:
             backend: as ``tenant`` sees it; asked for objects that are not remembered.
@@ -38,14 +39,17 @@ class ObjectEnds:
             batch: of extents; each names one of its keys.
         """
         names = _names_of(tenant, batch.keys, batch.versions)
-        pages = np.array([self._pages.get(name, -1) for name in names], np.int64)
-        asked = np.flatnonzero(pages < 0)
-        if len(asked):
+        known = [self._pages.get(name, -1) for name in names]
+        pages = np.array(known, np.int64)
+        if -1 in known:
+            asked = np.flatnonzero(pages < 0)
             keys = [batch.keys[row] for row in asked.tolist()]
             versions = batch.versions[asked]
             found = await _pages_of(backend, keys, versions)
             self.note(tenant, keys, versions, np.where(found == _UNKNOWN, 0, found))
             pages[asked] = found
+        if all_inside(batch.key_index, batch.first_page, batch.page_count, pages):
+            return None
         last = batch.first_page.astype(np.int64) + batch.page_count
         within: Bool = last <= pages[batch.key_index]
         return within

@@ -13,6 +13,7 @@ from kvtier.server.budget import Budget
 from kvtier.server.counting import ServerCounters
 from kvtier.server.ends import ObjectEnds
 from kvtier.server.limits import ServerLimits
+from kvtier.server.recycling import Recycler
 from kvtier.server.refusals import Refusals
 from kvtier.server.spool import SpoolRoom
 from kvtier.server.tokens import Tokens
@@ -34,6 +35,7 @@ class Export:
         counters, refusals: what is told of the server.
         budget: the memory of requests and answers.
         ends: where objects end.
+        memory: what replies are made in.
         room: where uploads wait for their end.
         connections: the connections there are, the oldest first.
         strangers: those of them that have not been let in yet.
@@ -50,6 +52,7 @@ class Export:
     refusals: Refusals
     budget: Budget
     ends: ObjectEnds = field(default_factory=ObjectEnds)
+    memory: Recycler = field(default_factory=Recycler)
     room: SpoolRoom = field(default_factory=SpoolRoom)
     connections: dict[Connection, None] = field(default_factory=dict)
     strangers: dict[Connection, None] = field(default_factory=dict)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from kvtier.backend import Capability, ExtentBatch, ObjectStats, PutResult
 from kvtier.errors import ProtocolError
+from kvtier.extents import lay_out
 from kvtier.pages import I64, U8, U32, U64, PageStatus
 from kvtier.wire.frames import Frame, Kind, encode_frame
 from kvtier.wire.messages import (
@@ -69,7 +70,7 @@ def encode(message: Message, request: int, payload_bytes: int = 0) -> bytes:
 
 
 def decode(frame: Frame) -> Message:
-    """The message in ``frame``. Its arrays are read-only views of the body.
+    """The message in ``frame``. Its arrays are views of the body.
 
     Raises:
         ProtocolError: the body is too short or too long, or contradicts itself.
@@ -114,13 +115,13 @@ class _Body:
         lengths: list[int] = self.array("<u2", count).tolist()
         if count and not 0 < min(lengths) <= max(lengths) <= KEY_BYTES_MAX:
             raise self.error(f"has a key that is empty or longer than {KEY_BYTES_MAX} bytes")
-        stops = list(accumulate(lengths, initial=self._take(sum(lengths))))
-        body = self._body
-        return tuple(bytes(body[start:stop]) for start, stop in pairwise(stops))
+        at = self._take(sum(lengths))
+        names = bytes(self._body[at : self._at])
+        return tuple(names[start:stop] for start, stop in pairwise(accumulate(lengths, initial=0)))
 
     def statuses(self, count: int) -> U8:
         status: U8 = self.array("u1", count)
-        if count and int(status.max()) > _STATUS_MAX:
+        if np.count_nonzero(status) and int(status.max()) > _STATUS_MAX:
             raise self.error(f"has a status of {int(status.max())}")
         return status
 
@@ -232,12 +233,12 @@ def _decode_read(body: _Body) -> Read:
     first_page: U32 = body.array("<u4", count)
     page_count: U32 = body.array("<u4", count)
     keys = body.keys(key_count)
-    if count and int(key_index.max()) >= key_count:
-        raise body.error(f"names key {int(key_index.max())} of {key_count}")
-    ends = np.cumsum(page_count, dtype=np.int64)
-    if count and int(ends[-1]) >= 1 << 32:
-        raise body.error(f"asks for {int(ends[-1])} pages")
-    rows = (ends - page_count).astype(np.uint32)
+    rows = np.empty(count, np.uint32)
+    key_last, pages = lay_out(key_index, page_count, rows)
+    if key_last >= key_count:
+        raise body.error(f"names key {key_last} of {key_count}")
+    if pages >= 1 << 32:
+        raise body.error(f"asks for {pages} pages")
     return Read(ExtentBatch(keys, versions, key_index, first_page, page_count, rows))
 
 

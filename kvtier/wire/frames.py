@@ -76,7 +76,7 @@ class Frame:
 
     kind: Kind
     request: int
-    body: bytes | bytearray
+    body: bytearray
     payload_bytes: int
 
 
@@ -231,7 +231,7 @@ class FrameParser:
         """Take a body out of the head, or begin to receive it apart if it is too long."""
         have = self._end - self._start
         if have >= header.body_bytes:
-            body = bytes(self._head[self._start : self._start + header.body_bytes])
+            body = bytearray(self._head[self._start : self._start + header.body_bytes])
             self._start += header.body_bytes
             self._body_received(body)
             return True
@@ -243,7 +243,7 @@ class FrameParser:
             self._start = self._end
         return False
 
-    def _body_received(self, body: bytes | bytearray) -> None:
+    def _body_received(self, body: bytearray) -> None:
         assert self._header is not None
         header, self._header = self._header, None
         self._body_whole = bytearray()

@@ -1,0 +1,130 @@
+"""What is asked of a whole batch of extents at once, compiled: a pass or two over its columns.
+
+NumPy needs some microseconds for each question of a small batch, and a server answers thousands of
+batches a second.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from kvtier.jit import jit
+from kvtier.pages import I64, U8, U32, U64, PageStatus
+from kvtier.rows import memcpy
+
+_OK: Final = np.uint8(PageStatus.OK)
+_ABSENT: Final = np.uint8(PageStatus.ABSENT)
+_FAILED: Final = np.uint8(PageStatus.FAILED)
+
+
+@jit
+def bounds(
+    key_index: U32, page_count: U32, row: U32
+) -> tuple[np.int64, np.int64, np.int64, np.int64]:
+    """Of at least one extent: the largest key, the fewest and most pages, the rows they need."""
+    key_last = np.int64(0)
+    pages_min = np.int64(page_count[0])
+    pages_max = pages_min
+    rows = np.int64(0)
+    for at in range(len(page_count)):
+        pages = np.int64(page_count[at])
+        key_last = max(key_last, np.int64(key_index[at]))
+        pages_min = min(pages_min, pages)
+        pages_max = max(pages_max, pages)
+        rows = max(rows, np.int64(row[at]) + pages)
+    return key_last, pages_min, pages_max, rows
+
+
+@jit
+def lay_out(key_index: U32, page_count: U32, row: U32) -> tuple[np.int64, np.int64]:
+    """Give extents the rows of a buffer that holds them one after the other.
+
+    Args:
+        key_index: u32[n].
+        page_count: u32[n].
+        row: u32[n], is written; of no use where there are 2**32 pages or more.
+
+    Returns:
+        The largest key, -1 where there is no extent, and the pages of all.
+    """
+    key_last = np.int64(-1)
+    pages = np.int64(0)
+    for at in range(len(page_count)):
+        key_last = max(key_last, np.int64(key_index[at]))
+        row[at] = np.uint32(pages & 0xFFFF_FFFF)
+        pages += np.int64(page_count[at])
+    return key_last, pages
+
+
+@jit
+def run(page_count: U32, row: U32) -> tuple[np.int64, np.int64]:
+    """The pages of all extents, and whether their rows are one run (0 or 1)."""
+    is_run = np.int64(1)
+    pages = np.int64(0)
+    for at in range(len(page_count)):
+        if np.int64(row[at]) != np.int64(row[0]) + pages:
+            is_run = np.int64(0)
+        pages += np.int64(page_count[at])
+    return pages, is_run
+
+
+@jit
+def all_inside(key_index: U32, first_page: U32, page_count: U32, pages: I64) -> bool:
+    """Whether every extent ends inside its object; ``pages`` (i64[k]) are those of each key."""
+    for at in range(len(page_count)):
+        if np.int64(first_page[at]) + np.int64(page_count[at]) > pages[key_index[at]]:
+            return False
+    return True
+
+
+@jit
+def copy(
+    addresses: U64,
+    pages: I64,
+    key_index: U32,
+    first_page: U32,
+    page_count: U32,
+    row: U32,
+    target: int,
+    page_bytes: int,
+    status: U8,
+) -> None:
+    """Copy extents of objects in memory to rows of a buffer.
+
+    Args:
+        addresses: u64[k], where the pages of each key begin.
+        pages: i64[k], how many there are, -1 where there is no such object.
+        key_index: u32[n], the key of each extent.
+        first_page: u32[n].
+        page_count: u32[n].
+        row: u32[n], inside ``target``.
+        target: address of row 0.
+        page_bytes: bytes of a page.
+        status: u8[n], is written: a ``PageStatus``.
+    """
+    for at in range(len(page_count)):
+        key = key_index[at]
+        if pages[key] < 0:
+            status[at] = _ABSENT
+        elif np.int64(first_page[at]) + np.int64(page_count[at]) > pages[key]:
+            status[at] = _FAILED
+        else:
+            status[at] = _OK
+            memcpy(
+                np.uint64(target) + np.uint64(row[at]) * np.uint64(page_bytes),
+                addresses[key] + np.uint64(first_page[at]) * np.uint64(page_bytes),
+                np.uint64(page_count[at]) * np.uint64(page_bytes),
+            )
+
+
+def compile_all() -> None:
+    """Compile what works on batches, so that no request waits for it; kept on disk."""
+    zeros, ones, status = np.zeros(1, np.uint32), np.ones(1, np.uint32), np.zeros(1, np.uint8)
+    nowhere, no_pages = np.zeros(1, np.uint64), np.full(1, -1, np.int64)
+    bounds(zeros, ones, zeros)
+    lay_out(zeros, ones, zeros)
+    run(ones, zeros)
+    all_inside(zeros, zeros, ones, no_pages)
+    copy(nowhere, no_pages, zeros, zeros, ones, zeros, 0, 1, status)
