@@ -61,7 +61,8 @@ class ExtentBatch:
             by now is answered ABSENT, so pages of two versions never mix.
         key_index: u32[n], the extent's key as an index into ``keys``.
         first_page: u32[n], its first page inside the object.
-        page_count: u32[n], its pages, at least 1, never past the end of the object.
+        page_count: u32[n], its pages, at least 1. An extent that ends past the end of its object is
+            ABSENT as a whole: it is a question about pages that there are not, no failure.
         row: u32[n], the row of ``out`` that takes its first page; the others follow.
     """
 
@@ -207,7 +208,7 @@ def copy_extents(batch: ExtentBatch, addresses: Sequence[int], pages: Sequence[i
         out: u8[rows, page_bytes].
 
     Returns:
-        u8[n], a ``PageStatus``: ABSENT where there is no object, FAILED past the end of one.
+        u8[n], a ``PageStatus``: ABSENT where there is no object, or it ends before the extent.
     """
     status = empty_status(len(batch))
     extents.copy(

@@ -16,7 +16,6 @@ from kvtier.rows import memcpy
 
 _OK: Final = np.uint8(PageStatus.OK)
 _ABSENT: Final = np.uint8(PageStatus.ABSENT)
-_FAILED: Final = np.uint8(PageStatus.FAILED)
 
 
 @jit
@@ -71,15 +70,6 @@ def run(page_count: U32, row: U32) -> tuple[np.int64, np.int64]:
 
 
 @jit
-def all_inside(key_index: U32, first_page: U32, page_count: U32, pages: I64) -> bool:
-    """Whether every extent ends inside its object; ``pages`` (i64[k]) are those of each key."""
-    for at in range(len(page_count)):
-        if np.int64(first_page[at]) + np.int64(page_count[at]) > pages[key_index[at]]:
-            return False
-    return True
-
-
-@jit
 def copy(
     addresses: U64,
     pages: I64,
@@ -106,10 +96,8 @@ def copy(
     """
     for at in range(len(page_count)):
         key = key_index[at]
-        if pages[key] < 0:
+        if np.int64(first_page[at]) + np.int64(page_count[at]) > pages[key]:
             status[at] = _ABSENT
-        elif np.int64(first_page[at]) + np.int64(page_count[at]) > pages[key]:
-            status[at] = _FAILED
         else:
             status[at] = _OK
             memcpy(
@@ -126,5 +114,4 @@ def compile_all() -> None:
     bounds(zeros, ones, zeros)
     lay_out(zeros, ones, zeros)
     run(ones, zeros)
-    all_inside(zeros, zeros, ones, no_pages)
     copy(nowhere, no_pages, zeros, zeros, ones, zeros, 0, 1, status)

@@ -32,6 +32,13 @@ class Found(NamedTuple):
     version: int
 
 
+class Opened(NamedTuple):
+    """An object that can be read: a descriptor, and its pages."""
+
+    fd: int
+    pages: int
+
+
 class _Stamps:
     """Modification times: the present, never the same twice, never going back."""
 
@@ -79,15 +86,15 @@ class ObjectFiles:
                 f"{self._path_of(key)} cannot be looked at: {error.strerror}"
             ) from error
 
-    def open(self, key: bytes, version: int) -> int | None:
-        """A descriptor of an object; None where it is not there in that version. May raise."""
+    def open(self, key: bytes, version: int) -> Opened | None:
+        """Open an object; None where it is not there in that version. May raise."""
         try:
             fd = os.open(self._path_of(key), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         found = self._found(os.fstat(fd))
         if found is not None and found.version == version:
-            return fd
+            return Opened(fd, found.pages)
         os.close(fd)
         return None
 

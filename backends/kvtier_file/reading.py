@@ -8,7 +8,7 @@ from itertools import groupby
 
 from kvtier.backend import ExtentBatch
 from kvtier.pages import U8, PageStatus
-from kvtier_file.objects import ObjectFiles
+from kvtier_file.objects import ObjectFiles, Opened
 
 
 class ExtentReader:
@@ -27,6 +27,7 @@ class ExtentReader:
         self._keys = batch.keys
         self._versions = batch.versions.tolist()
         self._key_index = batch.key_index.tolist()
+        self._page_bytes = page_bytes
         self._first_bytes = [page * page_bytes for page in batch.first_page.tolist()]
         self._starts = [row * page_bytes for row in batch.row.tolist()]
         self._lengths = [count * page_bytes for count in batch.page_count.tolist()]
@@ -37,27 +38,29 @@ class ExtentReader:
         """Read extents by their numbers; a file is opened once per run of the same key."""
         for key, of_key in groupby(extents, self._key_index.__getitem__):
             try:
-                fd = self._files.open(self._keys[key], self._versions[key])
+                opened = self._files.open(self._keys[key], self._versions[key])
             except OSError:
                 self._status[list(of_key)] = PageStatus.FAILED
                 continue
-            if fd is None:
+            if opened is None:
                 self._status[list(of_key)] = PageStatus.ABSENT
                 continue
             try:
                 for extent in of_key:
-                    self._status[extent] = self._read_extent(fd, extent)
+                    self._status[extent] = self._read_extent(opened, extent)
             finally:
-                os.close(fd)
+                os.close(opened.fd)
 
-    def _read_extent(self, fd: int, extent: int) -> PageStatus:
-        """FAILED on an error, or where the file ends before the extent does."""
-        start = self._starts[extent]
-        rows = self._out[start : start + self._lengths[extent]]
+    def _read_extent(self, opened: Opened, extent: int) -> PageStatus:
+        """ABSENT past the end of the object; FAILED on an error, or if the file was cut short."""
+        start, length = self._starts[extent], self._lengths[extent]
         at_bytes = self._first_bytes[extent]
+        if at_bytes + length > opened.pages * self._page_bytes:
+            return PageStatus.ABSENT
+        rows = self._out[start : start + length]
         while rows:
             try:
-                count = os.preadv(fd, [rows], at_bytes)
+                count = os.preadv(opened.fd, [rows], at_bytes)
             except OSError:
                 return PageStatus.FAILED
             if count == 0:

@@ -63,7 +63,7 @@ class ExtentReader:
         first = batch.first_page[extents].astype(np.int64)
         count = batch.page_count[extents].astype(np.int64)
         status = objects.status[key]
-        status[(status == PageStatus.OK) & (first + count > objects.pages[key])] = PageStatus.FAILED
+        status[(status == PageStatus.OK) & (first + count > objects.pages[key])] = PageStatus.ABSENT
         there = np.flatnonzero(status == PageStatus.OK)
         if len(there) == 0:
             return status

@@ -48,6 +48,7 @@ class PageReader:
         self._extent = extent
         self._key = batch.key_index[extent]
         self._start_byte = (batch.row[extent] + within) * layout.page_bytes
+        self._stop_page = batch.first_page + counts
         self._fields = pack_fields(batch.first_page[extent] + within)
 
     def windows(self) -> Iterator[list[_Command]]:
@@ -99,16 +100,20 @@ class PageReader:
             for row, page in zip(starts, reply, strict=True):
                 rows[row : row + page_bytes] = page
         except (TypeError, ValueError):
-            self._take_damaged(start, starts, reply)
+            self._take_in_part(start, starts, reply, found[0])
 
-    def _take_damaged(self, start: int, starts: list[int], pages: list[Any]) -> None:
-        """Pages some of which are not there, or have another length."""
+    def _take_in_part(
+        self, start: int, starts: list[int], pages: list[Any], object_pages: int
+    ) -> None:
+        """Pages some of which are past the end of their object, lost, or of another length."""
         page_bytes = self._layout.page_bytes
         for index, (row, page) in enumerate(zip(starts, pages, strict=True), start):
             if isinstance(page, bytes) and len(page) == page_bytes:
                 self._rows[row : row + page_bytes] = page
             else:
-                self._mark(slice(index, index + 1), PageStatus.FAILED)
+                is_past = self._stop_page[self._extent[index]] > object_pages
+                status = PageStatus.ABSENT if is_past else PageStatus.FAILED
+                self._mark(slice(index, index + 1), status)
 
     def _mark(self, pages: slice, status: PageStatus) -> None:
         self.status[self._extent[pages]] = status

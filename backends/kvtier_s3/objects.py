@@ -79,7 +79,8 @@ class S3Objects:
         """Pages ``first`` to ``stop`` of an object, or as many as there are.
 
         Returns:
-            OK and their bytes, or ABSENT where the object is not there in that version, or FAILED.
+            OK and their bytes, or ABSENT where the object is not there in that version or ends
+            before ``first``, or FAILED.
         """
         name = self._name_of(key)
         wanted = (first * self._page_bytes, stop * self._page_bytes)
@@ -88,13 +89,15 @@ class S3Objects:
             found = self._found(result)
             if found is None or found.version != version:
                 return PageStatus.ABSENT, None
-            return PageStatus.OK, await result.bytes_async()
+            data = await result.bytes_async()
         except StoreError as error:
-            if is_absent(error):
-                return PageStatus.ABSENT, None
-            if status_of(error) == _RANGE_NOT_SATISFIABLE:
-                return await self._why_beyond(name, version), None
+            # Whichever version the store has now, that one or a shorter one, it has no such pages.
+            is_beyond = status_of(error) == _RANGE_NOT_SATISFIABLE
+            is_gone = is_beyond or is_absent(error)
+            return PageStatus.ABSENT if is_gone else PageStatus.FAILED, None
+        if len(data) < (min(stop, found.pages) - first) * self._page_bytes:
             return PageStatus.FAILED, None
+        return PageStatus.OK, data
 
     async def publish(self, key: bytes, pages: U8) -> int | None:
         """Put an object whole; returns its version, None where it failed."""
@@ -135,15 +138,6 @@ class S3Objects:
         with contextlib.suppress(FileNotFoundError):
             return self._found(await obstore.get_async(self._store, name, options={"head": True}))
         return None
-
-    async def _why_beyond(self, name: str, version: int) -> PageStatus:
-        """Whether an extent is past the end of the object, or of another one than was meant."""
-        try:
-            found = await self._head(name)
-        except StoreError:
-            return PageStatus.FAILED
-        is_same = found is not None and found.version == version
-        return PageStatus.FAILED if is_same else PageStatus.ABSENT
 
     def _found(self, result: GetResult) -> Found | None:
         """What an answer says of its object; one without a whole page is none."""

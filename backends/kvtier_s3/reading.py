@@ -52,7 +52,7 @@ class Reader:
             self._take(pieces, memoryview(data))
 
     def _take(self, pieces: slice, data: memoryview) -> None:
-        """Copy what came; a piece beyond the end of its object fails alone."""
+        """Copy what came; only what is past the end of its object is ABSENT."""
         plan, page_bytes, rows = self._plan, self._page_bytes, self._rows
         offsets, counts = plan.offset[pieces], plan.page_count[pieces]
         is_there = offsets + counts <= len(data) // page_bytes
@@ -66,8 +66,8 @@ class Reader:
             if is_ok:
                 rows[row : row + count] = data[offset : offset + count]
         if not is_there.all():
-            failed = np.where(is_there, PageStatus.OK, PageStatus.FAILED).astype(np.uint8)
-            self._worsen(pieces, failed)
+            absent = np.where(is_there, PageStatus.OK, PageStatus.ABSENT).astype(np.uint8)
+            self._worsen(pieces, absent)
 
     def _worsen(self, pieces: slice, status: U8) -> None:
         """An extent is as well as the worst of its pieces."""

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from dataclasses import replace
 from itertools import count
 from typing import Final, TypeAlias
 
 import numpy as np
 
-from kvtier.backend import Backend, ExtentBatch, ObjectBatch, PutResult, check_extents
+from kvtier.backend import Backend, ObjectBatch, PutResult, check_extents
 from kvtier.errors import BackendError, LimitError, ProtocolError
 from kvtier.pages import U8, PageStatus
-from kvtier.server.ends import ObjectEnds
 from kvtier.server.limits import ServerLimits
 from kvtier.server.recycling import Recycler
 from kvtier.server.uploads import Uploads
@@ -57,9 +55,7 @@ class Answers:
         object_pages_max: most pages of an object, as announced.
         uploads: takes the objects that come in parts; closed with this.
         limits: bounds of a reply, and of the listings open at once.
-        ends: where objects end, of all connections.
         memory: what replies are made in.
-        tenant: whose connection it is; empty where there are none.
     """
 
     def __init__(
@@ -69,13 +65,9 @@ class Answers:
         object_pages_max: int,
         uploads: Uploads,
         limits: ServerLimits,
-        ends: ObjectEnds,
         memory: Recycler,
-        tenant: str = "",
     ) -> None:
-        self._ends = ends
         self._memory = memory
-        self._tenant = tenant
         self._backend = backend
         self._page_bytes = page_bytes
         self._object_pages_max = object_pages_max
@@ -114,9 +106,7 @@ class Answers:
                 return AbandonReply()
             case Stat(keys):
                 self._limits.check_items(keys)
-                stats = await self._backend.stat(keys)
-                self._ends.note(self._tenant, keys, stats.versions, stats.pages)
-                return StatReply(stats)
+                return StatReply(await self._backend.stat(keys))
             case Delete(keys):
                 self._check_writable()
                 self._limits.check_items(keys)
@@ -139,7 +129,8 @@ class Answers:
         head_bytes = HEADER_BYTES + 8 + len(batch)
         reply = self._memory.take(head_bytes + payload_bytes, aligned_from=head_bytes)
         pages = reply[head_bytes:].reshape(-1, self._page_bytes)
-        status = await self._read_within(batch, pages)
+        check_extents(batch, pages, self._page_bytes, self._backend.capability)
+        status = await self._backend.read(batch, pages)
         if np.count_nonzero(status):
             # What a failed extent left in its rows is not for the client's eyes.
             wanted = np.repeat(status == PageStatus.OK, batch.page_count)
@@ -149,21 +140,6 @@ class Answers:
         whole = reply.data
         whole[:head_bytes] = head
         return [whole]
-
-    async def _read_within(self, batch: ExtentBatch, out: U8) -> U8:
-        """As ``Backend.read``; what is past the end of its object never gets there."""
-        check_extents(batch, out, self._page_bytes, self._backend.capability)
-        within = await self._ends.within(self._backend, self._tenant, batch)
-        if within is None:
-            return await self._backend.read(batch, out)
-        # Of what is past the end, the first page is read: that tells whether the version is there.
-        inside = replace(
-            batch,
-            first_page=np.where(within, batch.first_page, np.uint32(0)),
-            page_count=np.where(within, batch.page_count, np.uint32(1)),
-        )
-        status = await self._backend.read(inside, out)
-        return np.where(within | (status != PageStatus.OK), status, np.uint8(PageStatus.FAILED))
 
     async def _put(self, message: Put, payload: U8 | None) -> PutResult:
         self._check_writable()
@@ -182,11 +158,7 @@ class Answers:
             )
         whole = np.empty(0, np.uint8) if payload is None else payload
         batch = ObjectBatch(message.keys, message.page_counts, whole.reshape(-1, self._page_bytes))
-        result = await self._backend.put(batch)
-        # Versions of 0 are of no object.
-        pages_put = np.where(result.versions > 0, message.page_counts, 0).astype(np.int64)
-        self._ends.note(self._tenant, message.keys, result.versions, pages_put)
-        return result
+        return await self._backend.put(batch)
 
     async def _next_keys(self, cursor: int) -> KeysReply:
         """Go on with a listing; it is nobody else's while it is read, and ends on any error."""

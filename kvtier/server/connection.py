@@ -207,16 +207,7 @@ class Connection(asyncio.BufferedProtocol):
         capability = limits.capability(backend.capability, page_bytes)
         object_pages_max = capability.object_pages_max
         uploads = Uploads(backend, page_bytes, object_pages_max, limits.uploads_max, export.room)
-        answers = Answers(
-            backend,
-            page_bytes,
-            object_pages_max,
-            uploads,
-            limits,
-            export.ends,
-            export.memory,
-            tenant,
-        )
+        answers = Answers(backend, page_bytes, object_pages_max, uploads, limits, export.memory)
         self._work = Work(export, answers, self._write, self._refuse_request, self._update_reading)
         export.strangers.pop(self, None)
         self._pace.is_stranger = False

@@ -11,7 +11,6 @@ from kvtier.backend import Backend
 from kvtier.clock import Clock
 from kvtier.server.budget import Budget
 from kvtier.server.counting import ServerCounters
-from kvtier.server.ends import ObjectEnds
 from kvtier.server.limits import ServerLimits
 from kvtier.server.recycling import Recycler
 from kvtier.server.refusals import Refusals
@@ -34,7 +33,6 @@ class Export:
         clock: of deadlines and latencies.
         counters, refusals: what is told of the server.
         budget: the memory of requests and answers.
-        ends: where objects end.
         memory: what replies are made in.
         room: where uploads wait for their end.
         connections: the connections there are, the oldest first.
@@ -51,7 +49,6 @@ class Export:
     counters: ServerCounters
     refusals: Refusals
     budget: Budget
-    ends: ObjectEnds = field(default_factory=ObjectEnds)
     memory: Recycler = field(default_factory=Recycler)
     room: SpoolRoom = field(default_factory=SpoolRoom)
     connections: dict[Connection, None] = field(default_factory=dict)

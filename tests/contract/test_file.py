@@ -129,7 +129,7 @@ class TestStore:
         assert (await backend.delete([b"a"])).tolist() == [PageStatus.OK]
         await backend.close()
 
-    async def test_a_file_cut_short_fails_only_what_it_lacks(
+    async def test_a_file_cut_short_is_another_object_that_ends_earlier(
         self, store: FileBackend, tmp_path: Path
     ) -> None:
         await put_objects(store, {b"a": pages_of(b"a", 4)}, PAGE_BYTES)
@@ -138,8 +138,26 @@ class TestStore:
         versions = {b"a": int(stats.versions[0])}
         out = np.empty((5, PAGE_BYTES), np.uint8)
         batch = make_extents(versions, [(b"a", 0, 2, 0), (b"a", 1, 2, 2), (b"a", 3, 1, 4)])
-        ok, failed = PageStatus.OK, PageStatus.FAILED
-        assert (await store.read(batch, out)).tolist() == [ok, failed, failed]
+        ok, absent = PageStatus.OK, PageStatus.ABSENT
+        assert (await store.read(batch, out)).tolist() == [ok, absent, absent]
+        np.testing.assert_array_equal(out[:2], pages_of(b"a", 2))
+
+    async def test_a_file_cut_short_while_it_is_read_fails_what_it_lacks(
+        self, store: FileBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        versions = await put_objects(store, {b"a": pages_of(b"a", 4)}, PAGE_BYTES)
+        preadv = os.preadv
+
+        def cut_short_before(fd: int, buffers: list[memoryview], offset: int) -> int:
+            os.truncate(tmp_path / "objects" / path_of(b"a"), 2 * PAGE_BYTES + 100)
+            return preadv(fd, buffers, offset)
+
+        monkeypatch.setattr(os, "preadv", cut_short_before)
+        out = np.empty((6, PAGE_BYTES), np.uint8)
+        extents = [(b"a", 0, 2, 0), (b"a", 1, 2, 2), (b"a", 3, 1, 4), (b"a", 4, 1, 5)]
+        status = await store.read(make_extents(versions, extents), out)
+        ok, absent, failed = PageStatus.OK, PageStatus.ABSENT, PageStatus.FAILED
+        assert status.tolist() == [ok, failed, failed, absent]
         np.testing.assert_array_equal(out[:2], pages_of(b"a", 2))
 
     async def test_a_file_without_a_whole_page_is_no_object(

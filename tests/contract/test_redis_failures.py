@@ -245,13 +245,24 @@ class TestDamage:
         np.testing.assert_array_equal(out[4:], pages_of(b"a", 6)[3:])
 
     @pytest.mark.parametrize("first_page", [3, 6, (1 << 32) - 1])
-    async def test_an_extent_past_the_end_fails(
+    async def test_an_extent_past_the_end_is_absent(
         self, backend: RedisBackend, first_page: int
     ) -> None:
         versions = await put_objects(backend, {b"a": pages_of(b"a", 6)}, PAGE_BYTES)
         out = np.zeros((4, PAGE_BYTES), np.uint8)
         batch = make_extents(versions, [(b"a", first_page, 4, 0)])
-        assert (await backend.read(batch, out)).tolist() == [FAILED]
+        assert (await backend.read(batch, out)).tolist() == [ABSENT]
+
+    async def test_an_extent_past_the_end_is_absent_whatever_else_is_wrong_with_it(
+        self, server: RedisServer, backend: RedisBackend
+    ) -> None:
+        """One that takes several commands, and one with a page that was lost."""
+        versions = await put_objects(backend, {b"a": pages_of(b"a", 6)}, PAGE_BYTES)
+        server.client.hdel(name_of(b"a"), field_of(2))
+        pages = (2 << 20) // PAGE_BYTES + 1
+        out = np.zeros((pages + 4, PAGE_BYTES), np.uint8)
+        batch = make_extents(versions, [(b"a", 3, pages, 0), (b"a", 2, 1, pages), (b"a", 2, 5, 0)])
+        assert (await backend.read(batch, out)).tolist() == [ABSENT, FAILED, ABSENT]
 
     @pytest.mark.parametrize("header", [None, b"", b"x" * 15, b"x" * 16, b"x" * 17])
     async def test_an_object_without_its_header_is_absent(

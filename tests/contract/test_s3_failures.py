@@ -438,6 +438,38 @@ class TestLosing:
         batch = make_extents(versions, [(b"a", 0, 4, 0)])
         assert (await store.read(batch, rows(4))).tolist() == [FAILED]
 
+    async def test_an_answer_shorter_than_it_says_fails(
+        self, proxy: Proxy, store: S3Backend
+    ) -> None:
+        """It looks like that of a shorter object, but for the size that it tells of the object."""
+        versions = await put_objects(store, {b"a": pages_of(b"a")}, PAGE_BYTES)
+
+        async def shorten(request: Request, forward: Forward) -> bytes:
+            head, _, body = (await forward()).partition(b"\r\n\r\n")
+            whole = b"Content-Length: %d" % len(body)
+            assert whole in head
+            kept = body[:-PAGE_BYTES]
+            return head.replace(whole, b"Content-Length: %d" % len(kept)) + b"\r\n\r\n" + kept
+
+        proxy.meddle = shorten
+        batch = make_extents(versions, [(b"a", 0, 4, 0)])
+        assert (await store.read(batch, rows(4))).tolist() == [FAILED]
+
+    async def test_past_the_end_costs_no_further_request(
+        self, proxy: Proxy, store: S3Backend
+    ) -> None:
+        versions = await put_objects(store, {b"a": pages_of(b"a")}, PAGE_BYTES)
+        asked: list[str] = []
+
+        async def note(request: Request, forward: Forward) -> bytes:
+            asked.append(request.method)
+            return await forward()
+
+        proxy.meddle = note
+        batch = make_extents(versions, [(b"a", 4, 2, 0)])
+        assert (await store.read(batch, rows(2))).tolist() == [ABSENT]
+        assert asked == ["GET"]
+
     @pytest.mark.parametrize("rewritten", [False, True])
     async def test_the_rest_of_an_answer_that_broke_off_is_of_the_same_version_or_none(
         self, proxy: Proxy, bucket: str, rewritten: bool

@@ -183,7 +183,7 @@ class TestRequests:
         client = await connect(server)
         reply, payload = await client.ask(Read(batch))
         assert isinstance(reply, ReadReply)
-        expected = [PageStatus.ABSENT, PageStatus.OK, PageStatus.FAILED]
+        expected = [PageStatus.ABSENT, PageStatus.OK, PageStatus.ABSENT]
         assert reply.status.tolist() == expected
         assert payload == pages[1:3].tobytes()
         await client.close()

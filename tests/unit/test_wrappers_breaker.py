@@ -249,10 +249,14 @@ def test_a_call_of_which_some_items_were_answered_is_no_failure() -> None:
 
 def test_mistakes_of_the_caller_do_not_open_it() -> None:
     async def work(inner: GatedBackend, backend: BreakerBackend, stage: Stage) -> None:
+        versions = await put_objects(backend, {b"a": make_pages(b"a", 0, 1, 512)}, 512)
         for _ in range(10):
             with pytest.raises(LimitError):
                 await backend.stat([b""])
+            status = await backend.read(make_extents(versions, [(b"a", 0, 2, 0)]), rows())
+            assert status.tolist() == [PageStatus.ABSENT]  # the object has one page
         assert backend.available
+        assert backend.circuit.failures == 0
 
     broken(work)
 

@@ -114,10 +114,13 @@ def test_only_failed_extents_are_read_again() -> None:
 
 def test_absent_is_an_answer() -> None:
     async def work(inner: ScriptedBackend, backend: RetryBackend, stage: Stage) -> None:
-        batch = make_extents({b"none": 1}, [(b"none", 0, 1, 0)])
-        status = await backend.read(batch, np.zeros((1, PAGE), np.uint8))
-        assert status.tolist() == [PageStatus.ABSENT]
-        assert inner.asked == [1]
+        await stored(inner)
+        version = int((await MemoryBackend.stat(inner, [b"a"])).versions[0])
+        past_the_end = (b"a", 7, 2, 1)
+        batch = make_extents({b"none": 1, b"a": version}, [(b"none", 0, 1, 0), past_the_end])
+        status = await backend.read(batch, np.zeros((3, PAGE), np.uint8))
+        assert status.tolist() == [PageStatus.ABSENT] * 2
+        assert inner.asked == [2]
 
     retried(work)
 

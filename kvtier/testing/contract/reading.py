@@ -117,14 +117,26 @@ class ReadingContract(ContractBase):
         np.testing.assert_array_equal(out[2:5], pages[b"a"][2:5])
         np.testing.assert_array_equal(out[6], pages[b"b"][0])
 
-    async def test_an_extent_past_the_end_fails_alone(self, backend: Backend) -> None:
+    async def test_an_extent_that_ends_past_the_end_of_its_object_is_absent_alone(
+        self, backend: Backend
+    ) -> None:
         pages = self.make(b"a", 3)
         versions = await self.publish(backend, {b"a": pages})
-        out = self.blank(6)
-        extents = [(b"a", 2, 2, 0), (b"a", 0, 3, 2), (b"a", 9, 1, 5)]
+        out = self.blank(10)
+        last = (1 << 32) - 1
+        extents = [(b"a", 2, 2, 0), (b"a", 0, 3, 2), (b"a", 3, 2, 5), (b"a", last, 3, 7)]
         status = await backend.read(make_extents(versions, extents), out)
-        assert status.tolist() == [PageStatus.FAILED, PageStatus.OK, PageStatus.FAILED]
+        ok, absent = PageStatus.OK, PageStatus.ABSENT
+        assert status.tolist() == [absent, ok, absent, absent]
         np.testing.assert_array_equal(out[2:5], pages)
+
+    async def test_nothing_but_extents_past_the_end_is_no_failure_of_a_batch(
+        self, backend: Backend
+    ) -> None:
+        versions = await self.publish(backend, {b"a": self.make(b"a", 3), b"b": self.make(b"b", 1)})
+        batch = make_extents(versions, [(b"a", 3, 1, 0), (b"b", 7, 2, 1)])
+        status = await backend.read(batch, self.blank(3))
+        assert status.tolist() == [PageStatus.ABSENT] * 2
 
     async def test_stat_tells_pages_and_version(self, backend: Backend) -> None:
         versions = await self.publish(backend, {b"a": self.make(b"a", 5)})
