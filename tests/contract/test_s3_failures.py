@@ -470,6 +470,16 @@ class TestLosing:
         assert (await store.read(batch, rows(2))).tolist() == [ABSENT]
         assert asked == ["GET"]
 
+    async def test_an_extent_of_several_requests_is_absent_if_it_goes_past_the_end(
+        self, store: S3Backend
+    ) -> None:
+        versions = await put_objects(store, {b"a": pages_of(b"a")}, PAGE_BYTES)
+        pages = (8 << 20) // PAGE_BYTES + 1
+        batch = make_extents(versions, [(b"a", 1, pages, 0), (b"a", 1, 3, pages)])
+        out = rows(pages + 3)
+        assert (await store.read(batch, out)).tolist() == [ABSENT, OK]
+        np.testing.assert_array_equal(out[pages:], pages_of(b"a")[1:])
+
     @pytest.mark.parametrize("rewritten", [False, True])
     async def test_the_rest_of_an_answer_that_broke_off_is_of_the_same_version_or_none(
         self, proxy: Proxy, bucket: str, rewritten: bool
