@@ -352,7 +352,8 @@ class AsyncDriver(ChainDriver):
         page_ids: object = action.page_ids
         if not isinstance(page_ids, DeviceIds):
             return super().admit(action)
-        if action.only_resident:  # the levels below know
+        if action.only_resident or not isinstance(action.admit, float):
+            # What the levels below have, and what was missed before, is known to the host.
             return self.admitted(action, self.gpu_memory.fetched(page_ids))
         return self.gpu_memory.admitted(page_ids, action.epoch, action.admit)
 

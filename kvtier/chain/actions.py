@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from kvtier.chain.admission import AdmissionRule
 from kvtier.chain.extents import Extents
 from kvtier.chain.flight import Flight, Read, Write
 from kvtier.pages import I64, U64
@@ -17,7 +18,7 @@ class Lookup:
     Lookups are performed in the order in which they were asked for.
 
     Attributes:
-        admit: share of missing pages that may reserve a slot (:mod:`kvtier.chain.admission`).
+        admit: which of the missing pages may reserve a slot (:mod:`kvtier.chain.admission`).
         only_resident: of these, only those that a level below has: no others will come.
     """
 
@@ -26,7 +27,7 @@ class Lookup:
     page_ids: U64
     epoch: int
     oldest_epoch: int
-    admit: float
+    admit: AdmissionRule
     only_resident: bool = False
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from kvtier.chain.admission import AdmissionRule
 from kvtier.chain.extents import ExtentRules
 from kvtier.chain.machine import Chain, Level
+from kvtier.chain.second_touch import SecondTouch
 from kvtier.settings import ChainSettings, OriginSettings, Settings, TierSettings
 
 UNBOUNDED = 1 << 32
@@ -26,7 +28,7 @@ def build_chain(
         Level(
             name=tier.name,
             in_memory=tier.name != "nvme",
-            admit=tier.admit,
+            admit=_admission(tier, settings),
             writes=tier.write == "through",
             rules=_rules(tier, settings.chain, UNBOUNDED, UNBOUNDED),
         )
@@ -39,6 +41,12 @@ def build_chain(
         )
         origin = Level("origin", in_memory=False, admit=0.0, writes=False, rules=rules)
     return make(tiers, origin, settings.chain, settings.page_bytes)
+
+
+def _admission(tier: TierSettings, settings: Settings) -> AdmissionRule:
+    if tier.admit == "second touch":
+        return SecondTouch(tier.capacity_bytes // settings.page_bytes, settings.seed)
+    return tier.admit
 
 
 def _rules(

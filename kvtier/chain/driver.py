@@ -22,6 +22,7 @@ from kvtier.chain.actions import (
 )
 from kvtier.chain.admission import admitted
 from kvtier.chain.machine import Chain
+from kvtier.chain.second_touch import SecondTouch
 from kvtier.pages import I64, U32, U64, Bool, LookupResult
 
 
@@ -86,6 +87,8 @@ class ChainDriver(ABC):
         admit = self.admit(action)
         index = self.indexes[action.level]
         result = index.lookup(action.page_ids, action.epoch, action.oldest_epoch, admit=admit)
+        if isinstance(action.admit, SecondTouch):
+            action.admit.note(result.misses)
         return self.chain.looked_up(action, result)
 
     def admit(self, action: Lookup) -> Bool | None:

@@ -28,6 +28,7 @@ from kvtier.chain.actions import (
     Lookup,
     Publish,
 )
+from kvtier.chain.admission import AdmissionRule
 from kvtier.chain.counters import Counters, no_counts, total
 from kvtier.chain.epochs import Epochs
 from kvtier.chain.extents import ExtentRules, Extents, plan_extents
@@ -46,14 +47,14 @@ class Level:
     Attributes:
         name: for messages.
         in_memory: its slots can be copied from directly; a device is fetched from.
-        admit: share of missed pages that reserve a slot.
+        admit: which missed pages reserve a slot.
         writes: written objects are kept here.
         rules: how its device reads are merged and packed.
     """
 
     name: str
     in_memory: bool
-    admit: float
+    admit: AdmissionRule
     writes: bool
     rules: ExtentRules
 
@@ -312,8 +313,8 @@ class Chain:
             case Write():
                 only_resident = False
         newest, oldest = self._epochs.newest, self._epochs.oldest
-        share = self._tiers[level].admit
-        return Lookup(level, ticket, page_ids, newest, oldest, share, only_resident)
+        admit = self._tiers[level].admit
+        return Lookup(level, ticket, page_ids, newest, oldest, admit, only_resident)
 
     def _first_lookup(self, read: Read, result: LookupResult) -> list[Action]:
         if not self._tiers[0].in_memory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final, Protocol
 
 import numpy as np
@@ -14,6 +15,9 @@ OFFSET: Final = 0
 LENGTH: Final = 1
 ROW: Final = 2
 RESULT: Final = 3
+
+WRITE_OPERATION_BYTES: Final = 256 << 10
+"""Most bytes of one operation that writes: a read that comes behind it waits for no more."""
 
 
 class FileEngine(Protocol):
@@ -110,6 +114,77 @@ def _check_memory(memory: U8, alignment_bytes: int) -> None:
             f"memory does not start at a multiple of {alignment_bytes} bytes, as O_DIRECT needs: "
             "take it from kvtier.rows.aligned_rows"
         )
+
+
+def writes_max(queue_depth: int) -> int:
+    """Of the operations in flight, how many may write, so that filling a tier starves no read.
+
+    An eighth, which at the usual depth of 128 is enough for the sequential bandwidth of a drive;
+    of small depths more, but never all, unless there is room for a single one.
+    """
+    return max(1, min(queue_depth // 2, max(4, queue_depth // 8)))
+
+
+def cut_writes(table: I64, memory: U8) -> tuple[I64, U8]:
+    """A batch of writes as operations of at most :data:`WRITE_OPERATION_BYTES`.
+
+    Args:
+        table: i64[4, n] of :func:`pack_extents`.
+        memory: u8[rows, row_bytes], that it was packed for.
+
+    Returns:
+        The same where no extent is longer. Else i64[4, m] in the order of the extents, and the
+        memory in rows at which every operation starts. :func:`join_writes` takes the results back.
+    """
+    lengths = table[LENGTH]
+    if table.shape[1] == 0 or lengths.max() <= WRITE_OPERATION_BYTES:
+        return table, memory
+    row_bytes = memory.shape[1]
+    unit_bytes = math.gcd(row_bytes, WRITE_OPERATION_BYTES)
+    counts = _operations(lengths)
+    extent = np.repeat(np.arange(len(counts)), counts)
+    before = np.cumsum(counts) - counts
+    start = (np.arange(len(extent)) - before[extent]) * WRITE_OPERATION_BYTES
+    pieces = np.empty((4, len(extent)), np.int64)
+    pieces[OFFSET] = table[OFFSET, extent] + start
+    pieces[LENGTH] = np.minimum(lengths[extent] - start, WRITE_OPERATION_BYTES)
+    pieces[ROW] = (table[ROW, extent] * row_bytes + start) // unit_bytes
+    return pieces, memory.reshape(-1, unit_bytes)
+
+
+def join_writes(table: I64, pieces: I64) -> I64:
+    """The results of a batch (i64[n]) from those of its operations (:func:`cut_writes`).
+
+    Of an extent, the error of its first operation that failed, or the bytes up to the first that
+    ended short.
+    """
+    if pieces is not table:
+        _join(table, pieces, _operations(table[LENGTH]))
+    results: I64 = table[RESULT]
+    return results
+
+
+def _operations(lengths: I64) -> I64:
+    counts: I64 = np.maximum(1, -(-lengths // WRITE_OPERATION_BYTES))
+    return counts
+
+
+@jit
+def _join(table: I64, pieces: I64, counts: I64) -> None:
+    piece = 0
+    for extent in range(counts.size):
+        done = np.int64(0)
+        failed = np.int64(0)
+        is_whole = True
+        for at in range(piece, piece + counts[extent]):
+            moved = pieces[RESULT, at]
+            if moved < 0:
+                failed = failed if failed < 0 else moved
+            elif is_whole:
+                done += moved
+            is_whole = is_whole and moved == pieces[LENGTH, at]
+        table[RESULT, extent] = failed if failed < 0 else done
+        piece += counts[extent]
 
 
 @jit

@@ -41,9 +41,13 @@ class Gate:
         self._free += count
         self._admit()
 
+    def shut(self) -> None:
+        """Refuse whoever comes now."""
+        self._closed = True
+
     async def close(self) -> None:
         """Refuse whoever comes now, and wait for all who came before."""
-        self._closed = True
+        self.shut()
         await self._take(self._capacity)
         self.leave(self._capacity)
 

@@ -10,23 +10,27 @@ from typing import Final
 
 import numpy as np
 
-from kvtier.io.engine import RESULT
+from kvtier.io.engine import RESULT, writes_max
 from kvtier.io.file import OpenFile
 from kvtier.io.ring import Ring
 from kvtier.io.ring_turn import (
     BATCH_WORDS,
     DEPTH,
-    QUEUE_HEAD,
-    QUEUE_TAIL,
+    QUEUE_HEADS,
+    QUEUE_TAILS,
     STATE_WORDS,
     UNDER_WAY,
     UNFINISHED,
+    WRITES_MAX,
     turn,
 )
 from kvtier.pages import I64, U8
 
 BATCHES_MAX: Final = 256
-"""Batches begun at once."""
+"""Batches begun at once, reads and writes together."""
+
+WRITE_BATCHES_MAX: Final = 32
+"""Of those, at most so many are writes: there is always a slot for a read."""
 
 _OP_READ_FIXED: Final = 4
 _OP_WRITE_FIXED: Final = 5
@@ -53,10 +57,11 @@ class RingQueue:
         self._file = (0 if ring.fixed_file else file.fd) << 32
         self._state = np.zeros(STATE_WORDS, np.int64)
         self._state[DEPTH] = depth
+        self._state[WRITES_MAX] = writes_max(depth)
         self._batches = np.zeros((BATCHES_MAX, BATCH_WORDS), np.int64)
-        self._queue = np.zeros(BATCHES_MAX, np.int64)
+        self._queue = np.zeros((2, BATCHES_MAX), np.int64)
         self._ended = np.zeros(BATCHES_MAX, np.int64)
-        self._begun = 0
+        self._begun = [0, 0]
         self._free = list(range(BATCHES_MAX))
         self._held: dict[int, tuple[U8, I64]] = {}
         self._pinned: U8 | None = None
@@ -112,9 +117,9 @@ class RingQueue:
             *(start, memory.shape[1], command, writing),
         )
         self._held[slot] = (memory, table)
-        self._queue[self._begun % BATCHES_MAX] = slot
-        self._begun += 1
-        self._state[QUEUE_TAIL] = self._begun
+        self._queue[int(writing), self._begun[writing] % BATCHES_MAX] = slot
+        self._begun[writing] += 1
+        self._state[QUEUE_TAILS + writing] = self._begun[writing]
         return slot
 
     def turn(self, *, woken: bool = False, wait: bool = False) -> list[int]:
@@ -143,7 +148,7 @@ class RingQueue:
 
     def drain(self) -> None:
         """Begin nothing more, and wait for what is under way; then forget all batches."""
-        self._state[QUEUE_HEAD] = self._state[QUEUE_TAIL]
+        self._state[QUEUE_HEADS : QUEUE_HEADS + 2] = self._begun
         try:
             while self._state[UNDER_WAY]:
                 self.turn(wait=True)

@@ -2,6 +2,10 @@
 
 There is no Python, no lock and no allocation per operation. The kernel knows an operation by its
 batch's slot and its extent's number; how far an extent has come is kept in the batch's own table.
+
+Reads and writes wait in a queue each. Writes have their share of what is under way, and no more: a
+drive works off what it was given in its own order, so only what is held back here is out of the
+way of a read.
 """
 
 from __future__ import annotations
@@ -50,20 +54,25 @@ ROW_BYTES: Final = 5
 COMMAND: Final = 6
 """First word of an entry: operation, flags and file."""
 WRITING: Final = 7
+"""1 of a write, else 0: also the row of ``queue`` in which it waits."""
 BATCH_WORDS: Final = 8
 
-# Columns of ``state``, i64[6].
+# Columns of ``state``, i64[10].
 DEPTH: Final = 0
 UNDER_WAY: Final = 1
 """Operations in the ring, or with the kernel."""
-QUEUE_HEAD: Final = 2
-QUEUE_TAIL: Final = 3
-"""Batches with extents not begun: slots ``queue[QUEUE_HEAD % len]`` and on."""
+WRITES_MAX: Final = 2
+WRITES_UNDER_WAY: Final = 3
+"""Of those under way."""
 UNFINISHED: Final = 4
 """1: the turn ended early, and wants another one."""
 COUNTER: Final = 5
 """Takes the count of the eventfd."""
-STATE_WORDS: Final = 6
+QUEUE_HEADS: Final = 6
+QUEUE_TAILS: Final = 8
+"""Of reads, then of writes: batches with extents not begun, slots ``queue[WRITING, HEAD % len]`` and
+on."""
+STATE_WORDS: Final = 10
 
 TURN_ROUNDS_MAX: Final = 8
 """Rounds of one turn: reads of cached pages, which the kernel does at once, would go on and on."""
@@ -101,7 +110,7 @@ def turn(
         cqes: ``Ring.cqes``.
         state: i64[STATE_WORDS].
         batches: i64[slots, BATCH_WORDS].
-        queue: i64[slots], a circle of slots.
+        queue: i64[2, slots], a circle of slots for reads, and one for writes.
         ended: i64[slots], takes the slots of the batches that ended.
         woken: the eventfd is readable.
         wait: block until at least one operation has ended, if one is under way.
@@ -154,6 +163,7 @@ def _reap(
             moved -= _U32 + 1
         head = (head + 1) & _U32
         state[UNDER_WAY] -= 1
+        state[WRITES_UNDER_WAY] -= batches[name >> 32, WRITING]
         finished = _advance(ring, sqes, state, batches, ended, finished, name, moved)
     store_release(ring[CQ_HEAD], head)
     return finished
@@ -205,19 +215,34 @@ def _end(batches: I64, ended: I64, finished: int, slot: int) -> int:
 def _fill(
     ring: I64, sqes: I64, state: I64, batches: I64, queue: I64, ended: I64, finished: int
 ) -> int:
-    """Begin extents of waiting batches, the oldest batch first, as many as may be under way."""
-    while state[UNDER_WAY] < state[DEPTH] and state[QUEUE_HEAD] != state[QUEUE_TAIL]:
-        slot = queue[state[QUEUE_HEAD] % len(queue)]
+    """Begin extents of waiting batches, as many as may be under way."""
+    while state[UNDER_WAY] < state[DEPTH]:
+        kind = _next_kind(state)
+        if kind < 0:
+            break
+        slot = queue[kind, state[QUEUE_HEADS + kind] % queue.shape[1]]
         extent = batches[slot, NEXT]
         count = batches[slot, COUNT]
         batches[slot, NEXT] += 1
         if extent + 1 == count:
-            state[QUEUE_HEAD] += 1
+            state[QUEUE_HEADS + kind] += 1
         if load_word(batches[slot, TABLE] + 8 * (LENGTH * count + extent)) > 0:
             _push(ring, sqes, state, batches, slot, extent)
         else:
             finished = _end(batches, ended, finished, slot)
     return finished
+
+
+@jit
+def _next_kind(state: I64) -> int:
+    """Of which queue the oldest batch goes on: 1 of writes, 0 of reads, or -1, of none.
+
+    Writes come first as long as they have not got their share: so neither starves the other.
+    """
+    writes_wait = state[QUEUE_HEADS + 1] != state[QUEUE_TAILS + 1]
+    if writes_wait and state[WRITES_UNDER_WAY] < state[WRITES_MAX]:
+        return 1
+    return 0 if state[QUEUE_HEADS] != state[QUEUE_TAILS] else -1
 
 
 @jit
@@ -240,6 +265,7 @@ def _push(ring: I64, sqes: I64, state: I64, batches: I64, slot: int, extent: int
     sqes[entry, 7] = 0
     store_release(ring[SQ_TAIL], (tail + 1) & _U32)
     state[UNDER_WAY] += 1
+    state[WRITES_UNDER_WAY] += batches[slot, WRITING]
 
 
 @jit
@@ -252,8 +278,9 @@ def _refuse(
     store_release(ring[SQ_TAIL], head)
     for ahead in range((tail - head) & _U32):
         name = sqes[(head + ahead) & ring[SQ_MASK], 4]
-        state[UNDER_WAY] -= 1
         slot = name >> 32
+        state[UNDER_WAY] -= 1
+        state[WRITES_UNDER_WAY] -= batches[slot, WRITING]
         count = batches[slot, COUNT]
         store_word(batches[slot, TABLE] + 8 * (RESULT * count + (name & _U32)), -error)
         finished = _end(batches, ended, finished, slot)

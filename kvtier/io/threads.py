@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from kvtier.errors import DeviceError
-from kvtier.io.engine import RESULT, pack_extents
+from kvtier.io.engine import RESULT, cut_writes, join_writes, pack_extents, writes_max
 from kvtier.io.file import OpenFile
 from kvtier.io.gate import Gate, outlast
 from kvtier.io.posix import move_extents
@@ -23,6 +23,8 @@ SHARES_PER_THREAD: Final = 4
 
 class ThreadEngine:
     """Splits a batch into one share per thread; a share is a single compiled call.
+
+    Writes take only some of the threads, so that a read always finds one, if there are two.
 
     Args:
         file: taken over, closed by ``close``.
@@ -39,7 +41,13 @@ class ThreadEngine:
         self.alignment_bytes = file.alignment_bytes
         self._file = file
         self._depth = queue_depth
-        self._gate = Gate(SHARES_PER_THREAD * queue_depth, str(file.path))
+        # Shares of a batch, by whether it writes. Two batches of writes go on at a time, so that
+        # there is always a next one.
+        self._shares_max = queue_depth, max(1, writes_max(queue_depth) // 2)
+        self._gates = (
+            Gate(SHARES_PER_THREAD * queue_depth, str(file.path)),
+            Gate(writes_max(queue_depth), str(file.path)),
+        )
         # A plain queue, not an executor: its futures cost more per share than a cached read does.
         self._shares: SimpleQueue[_Share | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
@@ -55,21 +63,27 @@ class ThreadEngine:
     async def write(self, offsets_bytes: I64, lengths_bytes: I64, source: U8, rows: I64) -> I64:
         """See :meth:`FileEngine.write`."""
         table = pack_extents(offsets_bytes, lengths_bytes, source, rows, self.alignment_bytes)
-        return await self._move(True, table, source)
+        pieces, memory = cut_writes(table, source)
+        await self._move(True, pieces, memory)
+        return join_writes(table, pieces)
 
     def pin(self, memory: U8) -> None:
         """See :meth:`FileEngine.pin`: of no use here."""
 
     async def close(self) -> None:
         """See :meth:`FileEngine.close`."""
-        await self._gate.close()
+        for gate in self._gates:
+            gate.shut()
+        for gate in self._gates:
+            await gate.close()
         if self._threads:
             self._stop()
 
     async def _move(self, writing: bool, table: I64, memory: U8) -> I64:
         count = table.shape[1]
-        shares = min(count, self._depth)
-        await self._gate.enter(shares)
+        shares = min(count, self._shares_max[writing])
+        gate = self._gates[writing]
+        await gate.enter(shares)
         try:
             if shares:
                 batch = _Batch(writing, self._file.fd, memory, table, shares)
@@ -78,7 +92,7 @@ class ThreadEngine:
                     self._shares.put((batch, *span))
                 await outlast(batch.done)
         finally:
-            self._gate.leave(shares)
+            gate.leave(shares)
         results: I64 = table[RESULT]
         return results
 

@@ -8,11 +8,11 @@ import weakref
 from typing import Final
 
 from kvtier.errors import DeviceError, LimitError
-from kvtier.io.engine import RESULT, pack_extents
+from kvtier.io.engine import RESULT, cut_writes, join_writes, pack_extents
 from kvtier.io.file import OpenFile
 from kvtier.io.gate import Gate, outlast
 from kvtier.io.ring import Ring, explain
-from kvtier.io.ring_queue import BATCHES_MAX, RingQueue
+from kvtier.io.ring_queue import BATCHES_MAX, WRITE_BATCHES_MAX, RingQueue
 from kvtier.pages import I64, U8
 
 
@@ -39,7 +39,7 @@ class UringEngine:
         self._open = True
         self._turn_is_due = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._gate = Gate(BATCHES_MAX, str(file.path))
+        self._gates = self._new_gates()
         self._waiting: dict[int, asyncio.Future[None]] = {}
         self._take(ring)
 
@@ -51,7 +51,9 @@ class UringEngine:
     async def write(self, offsets_bytes: I64, lengths_bytes: I64, source: U8, rows: I64) -> I64:
         """See :meth:`FileEngine.write`."""
         table = pack_extents(offsets_bytes, lengths_bytes, source, rows, self.alignment_bytes)
-        return await self._move(True, table, source)
+        pieces, memory = cut_writes(table, source)
+        await self._move(True, pieces, memory)
+        return join_writes(table, pieces)
 
     def pin(self, memory: U8) -> None:
         """See :meth:`FileEngine.pin`."""
@@ -64,7 +66,10 @@ class UringEngine:
         loop = asyncio.get_running_loop()
         if self._open and self._is_away(loop):
             self._move_to(loop)
-        await self._gate.close()
+        for gate in self._gates:
+            gate.shut()
+        for gate in self._gates:
+            await gate.close()
         if self._open:
             self._open = False
             loop.remove_reader(self._queue.ring.event_fd)
@@ -75,7 +80,7 @@ class UringEngine:
         loop = asyncio.get_running_loop()
         if self._open and self._is_away(loop):
             self._move_to(loop)
-        gate = self._gate
+        gate = self._gates[writing]
         await gate.enter(1)
         try:
             if table.shape[1]:
@@ -125,6 +130,11 @@ class UringEngine:
         # An engine that nobody closed must not leave the kernel writing into memory let go.
         self._finalizer = weakref.finalize(self, self._queue.close)
 
+    def _new_gates(self) -> tuple[Gate, Gate]:
+        """For batches that read, and for those that write."""
+        name = str(self._file.path)
+        return Gate(BATCHES_MAX - WRITE_BATCHES_MAX, name), Gate(WRITE_BATCHES_MAX, name)
+
     def _is_away(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether the engine works for another loop, or for this one in another thread."""
         return loop is not self._loop or self._queue.ring.foreign
@@ -158,7 +168,7 @@ class UringEngine:
         else:
             self._queue.drain()  # what the closed loop left behind
         self._waiting.clear()
-        self._gate = Gate(BATCHES_MAX, str(self._file.path))
+        self._gates = self._new_gates()
         self._turn_is_due = False
         self._loop = loop
         loop.add_reader(self._queue.ring.event_fd, self._wake)
