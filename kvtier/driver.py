@@ -29,6 +29,7 @@ from kvtier.chain import (
     Write,
 )
 from kvtier.chain.driver import Index
+from kvtier.chain.second_touch import SecondTouch
 from kvtier.clock import Clock
 from kvtier.errors import ClosedError, DeviceLostError
 from kvtier.gpu import DeviceIds, DeviceRows, PageIds, Rows
@@ -352,7 +353,7 @@ class AsyncDriver(ChainDriver):
         page_ids: object = action.page_ids
         if not isinstance(page_ids, DeviceIds):
             return super().admit(action)
-        if action.only_resident or not isinstance(action.admit, float):
+        if action.only_resident or isinstance(action.admit, SecondTouch):
             # What the levels below have, and what was missed before, is known to the host.
             return self.admitted(action, self.gpu_memory.fetched(page_ids))
         return self.gpu_memory.admitted(page_ids, action.epoch, action.admit)
@@ -376,6 +377,8 @@ class AsyncDriver(ChainDriver):
     def fill(self, action: Fill) -> Iterable[Action]:
         """Copy pages into a tier in memory at once, or start writing them to a device."""
         if not self.tiers[action.level].in_memory:
+            if not self.chain.may_write(action, self._clock.now_ns()):
+                return self.chain.left_out(action)
             self._tasks.spawn(self._fill_device(action))
             return ()
         try:

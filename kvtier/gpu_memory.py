@@ -117,7 +117,7 @@ class GpuMemory:
         """As of :func:`kvtier.chain.admission.admitted`, on the GPU."""
         if share >= 1.0:
             return None
-        choose = partial(admitted, epoch=epoch, share=share)
+        choose = partial(admitted, epoch=epoch, rule=share)
         chosen: Bool = self.tier().index.apply(choose, page_ids)
         return chosen
 

@@ -8,6 +8,7 @@ from kvtier.chain.admission import AdmissionRule
 from kvtier.chain.extents import ExtentRules
 from kvtier.chain.machine import Chain, Level
 from kvtier.chain.second_touch import SecondTouch
+from kvtier.chain.write_limit import WriteLimit
 from kvtier.settings import ChainSettings, OriginSettings, Settings, TierSettings
 
 UNBOUNDED = 1 << 32
@@ -31,6 +32,7 @@ def build_chain(
             admit=_admission(tier, settings),
             writes=tier.write == "through",
             rules=_rules(tier, settings.chain, UNBOUNDED, UNBOUNDED),
+            write_limit=_write_limit(tier),
         )
         for tier in settings.tiers
     ]
@@ -47,6 +49,12 @@ def _admission(tier: TierSettings, settings: Settings) -> AdmissionRule:
     if tier.admit == "second touch":
         return SecondTouch(tier.capacity_bytes // settings.page_bytes, settings.seed)
     return tier.admit
+
+
+def _write_limit(tier: TierSettings) -> WriteLimit | None:
+    if tier.write_limit_bytes_per_s is None:
+        return None
+    return WriteLimit(tier.write_limit_bytes_per_s)
 
 
 def _rules(

@@ -18,6 +18,7 @@ class LevelCounters:
             ``read_bytes``, gap pages included; 0 for tiers in memory.
         merged_extents: device reads that brought more than one page.
         device_writes: pages written to the device; 0 for tiers in memory.
+        write_capped_pages: pages not written to the device, for its write limit.
         failures: pages that the level should have had but could not read.
     """
 
@@ -29,6 +30,7 @@ class LevelCounters:
     read_bytes: int = 0
     merged_extents: int = 0
     device_writes: int = 0
+    write_capped_pages: int = 0
     evictions: int = 0
     bypasses: int = 0
     failures: int = 0

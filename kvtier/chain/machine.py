@@ -36,6 +36,7 @@ from kvtier.chain.flight import NO_ROWS, UNRESOLVED, Flight, Read, Waiter, Write
 from kvtier.chain.flights import Flights
 from kvtier.chain.kernels import compile_all
 from kvtier.chain.misses import fold, with_hits
+from kvtier.chain.write_limit import WriteLimit
 from kvtier.pages import I64, U8, U64, Bool, LookupResult, Misses, PageState, PageStatus, Purpose
 from kvtier.settings import ChainSettings
 
@@ -50,6 +51,7 @@ class Level:
         admit: which missed pages reserve a slot.
         writes: written objects are kept here.
         rules: how its device reads are merged and packed.
+        write_limit: what its device may be written; None: as much as it takes.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Level:
     admit: AdmissionRule
     writes: bool
     rules: ExtentRules
+    write_limit: WriteLimit | None = None
 
 
 class Chain:
@@ -295,10 +298,24 @@ class Chain:
         else:
             actions += _if_any(Publish, fill.level, fill.slots[keep])
             actions += _if_any(Abort, fill.level, fill.slots[~keep])
-        origin.steps -= 1
-        if isinstance(origin, Flight):
-            return actions + self._end_if_done(origin)
-        return actions + (self._complete_write(origin) if origin.steps == 0 else [])
+        return actions + self._fill_ended(origin)
+
+    def may_write(self, fill: Fill, now_ns: int) -> bool:
+        """Whether a fill may be written at ``now_ns``; if so, it counts against the limit.
+
+        Otherwise report it with :meth:`left_out`. Only a driver that is not told asks.
+        """
+        limit = self._tiers[fill.level].write_limit
+        return limit is None or limit.take(len(fill.slots) * self._page_bytes, now_ns)
+
+    def has_write_limit(self, level: int) -> bool:
+        """Whether fills of a tier may be left out."""
+        return self._tiers[level].write_limit is not None
+
+    def left_out(self, fill: Fill) -> list[Action]:
+        """Go on after a fill that was not written, for the write limit of its tier."""
+        fill.origin.counters.levels[fill.level].write_capped_pages += len(fill.slots)
+        return [Abort(fill.level, fill.slots), *self._fill_ended(fill.origin)]
 
     # -- routing ------------------------------------------------------------------------------
 
@@ -536,6 +553,12 @@ class Chain:
         return actions
 
     # -- endings ------------------------------------------------------------------------------
+
+    def _fill_ended(self, origin: Flight | Write) -> list[Action]:
+        origin.steps -= 1
+        if isinstance(origin, Flight):
+            return self._end_if_done(origin)
+        return self._complete_write(origin) if origin.steps == 0 else []
 
     def _end_if_done(self, flight: Flight) -> list[Action]:
         if flight.steps:

@@ -17,6 +17,7 @@ from kvtier.pages import U8, U32, U64, Bool, Misses, PageState
 WAYS: Final = 8
 """Tags of a set: half a cache line."""
 
+_SETS_MAX: Final = (1 << 32) - 1
 _GOLDEN: Final = 0x9E37_79B9_7F4A_7C15
 _U64: Final = (1 << 64) - 1
 _FACTOR: Final = np.uint64(_GOLDEN)
@@ -42,7 +43,7 @@ class SecondTouch:
     """
 
     def __init__(self, slots: int, seed: int) -> None:
-        self._tags = np.zeros((max(1, slots // WAYS), WAYS), np.uint32)
+        self._tags = np.zeros((min(max(1, slots // WAYS), _SETS_MAX), WAYS), np.uint32)
         self._seed = np.uint64((seed + 1) * _GOLDEN & _U64)
         # Compiled now, not inside the first request.
         none = np.empty(0, np.uint64)

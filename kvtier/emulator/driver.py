@@ -250,6 +250,8 @@ class VirtualDriver(ModelledDriver):
 
     def fill(self, action: Fill) -> Iterable[Action]:
         """Pages take the time of the tier's device to be written."""
+        if not self.chain.may_write(action, self.timeline.now_ns):
+            return self.chain.left_out(action)
 
         def end() -> None:
             self.perform(self.chain.filled(action))

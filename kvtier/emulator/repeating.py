@@ -41,10 +41,12 @@ class DeviceWork(Generic[ActionT]):
 
     Attributes:
         is_over: by its model it has ended; the chain may be told.
+        is_left_out: the log says that it never began.
     """
 
     action: ActionT
     is_over: bool = False
+    is_left_out: bool = False
 
 
 class _Parts:
@@ -227,6 +229,12 @@ class RepeatingDriver(ModelledDriver):
         del self.fills[_name_of(work.action)]
         self.perform(self.chain.filled(work.action, ok))
 
+    def left_out(self, work: DeviceWork[Fill]) -> None:
+        """Slots of a device (one of ``fills``) were not written, for its write limit."""
+        work.is_left_out = True
+        del self.fills[_name_of(work.action)]
+        self.perform(self.chain.left_out(work.action))
+
     # -- actions ------------------------------------------------------------------------------
 
     def copy(self, action: Copy) -> Iterable[Action]:
@@ -258,7 +266,16 @@ class RepeatingDriver(ModelledDriver):
             self._send(waiting, route, action.slots, _nothing, is_write=True)
             return self.chain.filled(action)
         work = self.fills[_name_of(action)] = DeviceWork(action)
-        self._start(work, action.slots, None, is_write=True)
+
+        def set_out() -> None:
+            if not work.is_left_out:
+                self._start(work, action.slots, None, is_write=True)
+
+        if self.chain.has_write_limit(action.level):
+            # What comes next in the log may be that it never set out: no time passes until then.
+            self.timeline.at(self.timeline.now_ns, set_out)
+        else:
+            set_out()
         return ()
 
     def fetch(self, action: Fetch) -> None:

@@ -19,6 +19,7 @@ _TIER: Final = (
     "ways",
     "admit",
     "write",
+    "write_limit_bytes_per_s",
     "merge_gap_pages",
     "extent_pages_max",
 )

@@ -92,11 +92,18 @@ class RecordingChain(Chain):
             status = None
             if ok is not None and not ok.all():
                 status = np.where(ok, np.uint8(PageStatus.OK), np.uint8(PageStatus.FAILED))
-            if isinstance(fill.origin, Flight):
-                self._log.filled(EventKind.FILLED, fill.origin.number, fill.level, status)
-            else:
-                self._log.filled(EventKind.STORED, fill.origin.epoch, fill.level, status)
+            self._log_fill(fill, status)
         return super().filled(fill, ok)
+
+    def left_out(self, fill: Fill) -> list[Action]:
+        self._log_fill(fill, np.full(len(fill.slots), PageStatus.ABSENT, np.uint8))
+        return super().left_out(fill)
+
+    def _log_fill(self, fill: Fill, status: U8 | None) -> None:
+        if isinstance(fill.origin, Flight):
+            self._log.filled(EventKind.FILLED, fill.origin.number, fill.level, status)
+        else:
+            self._log.filled(EventKind.STORED, fill.origin.epoch, fill.level, status)
 
 
 def _existing(flight: Flight, issued: Extents) -> I64 | None:

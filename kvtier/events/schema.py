@@ -33,9 +33,9 @@ class EventKind(enum.IntEnum):
     FETCHED = 5
     """The device read of a flight (``name``) ended."""
     FILLED = 6
-    """The pages of a flight (``name``) were written to the device of ``level``."""
+    """The pages of a flight (``name``) were written to the device of ``level``, or left out."""
     STORED = 7
-    """The pages of a write (epoch ``name``) were written to the device of ``level``."""
+    """The same of the pages of a write (epoch ``name``)."""
     INVALIDATE = 8
     """Pages were forgotten."""
     LEAVE = 9
@@ -90,9 +90,9 @@ LISTS: Final[Mapping[str, str]] = MappingProxyType(
 
 ``run_start`` and ``run_len`` are PageIds as runs. ``counts`` of FETCHED are the pages of each
 extent that exist, ``status`` the ``PageStatus`` of each page; of FILLED and STORED it is 0 for each
-slot
-that was written. They are empty where nothing failed and all was there. ``owners`` are the
-requests for which a READ or WRITE is, ``owner_pages`` the pages of each, in the order of a READ.
+slot that was written, and ABSENT for all of them where the write limit left them out. They are
+empty where nothing failed and all was there. ``owners`` are the requests for which a READ or WRITE
+is, ``owner_pages`` the pages of each, in the order of a READ.
 """
 
 SUMMARY: Final = "summary"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from kvtier.chain import Counters, LevelCounters, total
@@ -17,6 +17,7 @@ from kvtier.replay.fleet import Gpu
 from kvtier.replay.paced import Pace
 from kvtier.replay.payload import Verifier
 from kvtier.replay.series import Series
+from kvtier.replay.wear import wear
 from kvtier.settings import (
     DeviceModel,
     Settings,
@@ -56,6 +57,7 @@ class Run:
         serving: what a model server did; None in other drives.
         events: the event log that the run wrote or repeated.
         wrappers: what those around the origin did, by name; None where there was none.
+        extra_written_bytes: by tier, what its device was written beside pages.
     """
 
     mode: str
@@ -78,13 +80,14 @@ class Run:
     serving: Mapping[str, Any] | None = None
     events: Mapping[str, str] | None = None
     wrappers: Mapping[str, Mapping[str, int]] | None = None
+    extra_written_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 def to_result(run: Run) -> dict[str, Any]:
     """The mapping of docs/json.md, schema version 1."""
     settings, verifier = run.settings, run.verifier
     counters, measurements = _of_all_purposes(run.counters, run.measurements)
-    whole = _part(run, counters, measurements)
+    whole = _part(run, counters, measurements, extra_bytes=run.extra_written_bytes)
     return {
         "schema_version": SCHEMA_VERSION,
         "name": run.mode,
@@ -148,7 +151,7 @@ def _gpu(run: Run, gpu: Gpu) -> dict[str, Any]:
         "name": gpu.name,
         "requests": gpu.meter.to_dict(run.duration_s),
         "writes": _writes(counters, run.settings.page_bytes),
-        **_part(run, counters, measurements),
+        **_part(run, counters, measurements, caches=1),
     }
 
 
@@ -160,10 +163,28 @@ def _writes(counters: Counters, page_bytes: int) -> dict[str, int]:
     }
 
 
-def _part(run: Run, counters: Counters, measurements: Measurements) -> dict[str, Any]:
-    """All reads of a run, or those for one purpose."""
+def _part(
+    run: Run,
+    counters: Counters,
+    measurements: Measurements,
+    *,
+    caches: int | None = None,
+    extra_bytes: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    """All reads of a run, those for one purpose, or those of one GPU, which has one of the caches.
+
+    ``extra_bytes`` are written by tier for no read in particular: only the whole has them.
+    """
     tiers = [
         _tier(run, counters.levels[number], measurements.levels[number], tier.name, engine)
+        | wear(
+            tier,
+            counters.levels[number],
+            page_bytes=run.settings.page_bytes,
+            extra_bytes=(extra_bytes or {}).get(tier.name, 0),
+            caches=caches or max(1, len(run.gpus)),
+            duration_s=run.duration_s,
+        )
         for number, (tier, engine) in enumerate(zip(run.settings.tiers, run.engines, strict=True))
     ]
     origin = run.settings.origin

@@ -20,6 +20,9 @@ _ADDED_LATER: Final[Mapping[object, frozenset[str]]] = {
     schema.Series: frozenset({"lookups", "delivered"}),
     schema.Drive: frozenset({"gpus", "spread", "events"}),
     schema.Requests: frozenset({"queue_us"}),
+    schema.Tier: frozenset(
+        {"written_bytes", "write_amplification", "drive_writes_per_day", "write_capped_pages"}
+    ),
     schema.WrappedOrigin: frozenset({"wrappers"}),
 }
 """Keys that the first files of version 1 do not have."""

@@ -191,6 +191,13 @@ COALESCING_ROWS: Final = (
     Row("factor", "factor", factor),
 )
 
+WEAR_ROWS: Final = (
+    Row("written", "written_bytes", format_bytes),
+    Row("write amplification", "write_amplification", factor),
+    Row("drive writes per day", "drive_writes_per_day", factor),
+    Row("pages over the write limit", "write_capped_pages", exact),
+)
+
 VERIFY_ROWS: Final = (
     Row("pages checked", "checked_pages", exact),
     Row("corrupt", "corrupt_pages", exact),

@@ -208,6 +208,11 @@ class Coalescing(TypedDict):
 
 
 class Tier(TypedDict):
+    """``written_bytes`` is all that its device was written, ``write_amplification`` that by the
+    pages which callers and fills gave it, ``drive_writes_per_day`` by its capacity.
+    ``write_capped_pages`` were not written, for the write limit.
+    """
+
     name: str
     engine: str
     lookups: int
@@ -222,6 +227,10 @@ class Tier(TypedDict):
     coalescing_factor: float | None
     iops: float | None
     latency_us: Latency
+    written_bytes: int
+    write_amplification: float | None
+    drive_writes_per_day: float | None
+    write_capped_pages: int
 
 
 class Origin(TypedDict):

@@ -20,6 +20,7 @@ from kvtier.report.rows import (
     SERVING_ROWS,
     UNCACHED_ROWS,
     VERIFY_ROWS,
+    WEAR_ROWS,
     Row,
     Values,
     demand_rows,
@@ -166,6 +167,9 @@ def _summary(result: Values) -> Iterator[tuple[str, str]]:
     if writes["objects"]:
         size = format_bytes(writes["bytes"])
         yield "writes", f"{writes['objects']:,} objects, {writes['pages']:,} pages, {size}"
+    for tier in result["tiers"]:
+        if tier.get("written_bytes") or tier.get("write_capped_pages"):
+            yield f"{tier['name']} wear", _listed(WEAR_ROWS, tier)
     if result["utilisation"]:
         shares = _busiest(result["utilisation"])
         yield "utilisation", f"{shares}; bottleneck: {result['bottleneck'] or 'none'}"

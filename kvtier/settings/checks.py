@@ -111,6 +111,13 @@ def _level_problems(settings: Settings) -> Iterator[Problem]:
             f"tiers are {_listed(names)}: each may be there once, "
             f"in the order {_listed(TIER_ORDER)}",
         )
+    if settings.origin is None and names and settings.tiers[-1].admit == "second touch":
+        key = f"tiers.{names[-1]}.admit"
+        yield Problem(
+            key,
+            f"{key} is 'second touch': without an origin the last tier has its pages from writes "
+            "alone, each for the first time, and would stay empty; take 'all', or give an [origin]",
+        )
 
 
 def _tier_problems(tier: TierSettings, page_bytes: int) -> Iterator[Problem]:
@@ -132,7 +139,13 @@ def _tier_problems(tier: TierSettings, page_bytes: int) -> Iterator[Problem]:
         )
     if tier.path is not None and tier.name != "nvme":
         yield Problem(f"{prefix}.path", f"{prefix}.path: only the nvme tier has a file")
-    yield from _outside(f"{prefix}.admit", tier.admit, 0, 1)
+    if not isinstance(tier.admit, str):
+        yield from _outside(f"{prefix}.admit", tier.admit, 0, 1)
+    if tier.write_limit_bytes_per_s is not None:
+        key = f"{prefix}.write_limit"
+        if tier.name != "nvme":
+            yield Problem(key, f"{key}: only the nvme tier has a device that wears out")
+        yield from _outside(key, tier.write_limit_bytes_per_s, 1, 1e18, format_rate)
     yield from _outside(f"{prefix}.queue_depth", tier.queue_depth, 1, 1024)
     yield from _extent_problems(prefix, tier)
 

@@ -1,7 +1,8 @@
 """What a field of the settings is called in TOML.
 
 A key is its field without the unit (``capacity_bytes`` is ``capacity = "64 GiB"``), for the value
-carries the unit; ``bytes_per_s`` is ``bandwidth``, and ``page_bytes`` keeps its name.
+carries the unit; ``bytes_per_s`` is ``bandwidth``, but of a limit it is nothing more, and
+``page_bytes`` keeps its name.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ def toml_key(field_name: str) -> str:
     """The key of a field in TOML."""
     if field_name == "page_bytes":
         return field_name
+    if field_name.endswith("_limit_bytes_per_s"):
+        return field_name.removesuffix("_bytes_per_s")
     if field_name.endswith("bytes_per_s"):
         return field_name.removesuffix("bytes_per_s") + "bandwidth"
     for unit in _UNITS:

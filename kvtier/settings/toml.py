@@ -21,7 +21,14 @@ from kvtier.settings.document import DEPTH_MAX, parse_document
 from kvtier.settings.gpus import GPUS_MAX
 from kvtier.settings.keys import toml_key
 from kvtier.settings.presets import DEFAULT_TOML, MODEL_PRESETS, default_model, flash_model
-from kvtier.settings.values import DeviceModel, LinkSettings, Parts, Settings, TierSettings
+from kvtier.settings.values import (
+    Admit,
+    DeviceModel,
+    LinkSettings,
+    Parts,
+    Settings,
+    TierSettings,
+)
 from kvtier.settings.ways import without_places
 from kvtier.ssd import SsdModel
 from kvtier.units import parse_bytes, parse_rate, parse_seconds
@@ -249,6 +256,16 @@ def _build_links(table: object, place: _Place) -> tuple[LinkSettings, ...]:
     )
 
 
+def _admit(value: object, place: _Place) -> Admit:
+    if value == "all":
+        return 1.0
+    if value == "second touch":
+        return "second touch"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return typing.cast("float", _scalar(float, value, place))
+    raise place.wrong(value, "'all', 'second touch', or a share from 0 to 1")
+
+
 def _ends(value: object, place: _Place) -> tuple[Parts, Parts]:
     wanted = "the two parts that it links, as ['gpu', 'switch'] or [['gpu0', 'gpu1'], 'switch']"
     match value:
@@ -323,6 +340,7 @@ def _build_compute(table: object, place: _Place) -> ComputeSettings:
 
 
 _BUILDERS: Final[Mapping[Any, Callable[[object, _Place], object]]] = {
+    Admit: _admit,
     tuple[TierSettings, ...]: _build_tiers,
     tuple[LinkSettings, ...]: _build_links,
     tuple[Parts, Parts]: _ends,

@@ -23,6 +23,9 @@ RouteKind = Literal["p2p", "host"]
 Spread = Literal["session", "round_robin"]
 IssuedBy = Literal["gpu", "host"]
 
+Admit: TypeAlias = float | Literal["second touch"]
+"""A share of the missed pages, 0 to 1, or those that were missed before."""
+
 Parts: TypeAlias = str | tuple[str, ...]
 """A part of a machine, or several."""
 
@@ -75,8 +78,13 @@ class TierSettings:
         name: ``hbm``, ``dram`` or ``nvme``; tiers are searched in this order.
         capacity_bytes: payload bytes; rounded down to whole sets. In TOML, 0 leaves the tier out.
         ways: slots of a set: 8, 16 or 32.
-        admit: share of missed pages that reserve a slot, 0 to 1; chosen by hash, so runs repeat.
-        write: whether written objects are kept here.
+        admit: share of missed pages that reserve a slot, 0 to 1, chosen by hash, so runs repeat; or
+            ``second touch``: those that were missed before, as far as a filter with as many places
+            as the tier has slots remembers. In TOML ``all`` is 1.
+        write: whether written objects are kept here, as far as they are admitted: a new page is
+            touched for the first time.
+        write_limit_bytes_per_s: what is written to an ``nvme`` tier on average, and in one second
+            at once; what would be more is not kept. None: no limit.
         path: the file of an ``nvme`` tier; None takes a temporary one.
         engine: how an ``nvme`` tier does its I/O; ``auto`` is ``uring`` where the system allows it,
             else ``threads``.
@@ -90,8 +98,9 @@ class TierSettings:
     name: TierName
     capacity_bytes: int
     ways: int = 16
-    admit: float = 1.0
+    admit: Admit = 1.0
     write: WriteRule = "through"
+    write_limit_bytes_per_s: float | None = None
     path: Path | None = None
     engine: Engine = "auto"
     queue_depth: int = 128
