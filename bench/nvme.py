@@ -3,7 +3,9 @@
 Direct reads of one file by all contenders in turn, so many in flight all the time: fio with
 io_uring, a registered file and registered buffers; the engines with batches enough to keep a queue
 of them. Rows tell operations per second, and the processor time that each took. The last batches of
-a turn are compared with what was written. Without fio on the PATH the limit is null.
+a turn are compared with what was written. Without fio on the PATH the limit is null. Last come
+writes of whole segments, and reads while segments are written (``bench/nvme_filling.py``); there the
+limit is the same engine's p99 without filling.
 
     python bench/nvme.py [--quick] [--json FILE] [--directory DIR]
 """
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nvme_filling import measure_filling
 
 from kvtier.environment import describe_environment, event_loop_factory
 from kvtier.io import open_engine
@@ -83,6 +86,10 @@ async def main(scale: Scale, directory: Path | None, seed: int) -> dict[str, Any
         direct = await fill(path, scale)
         for case in CASES:
             rows += await measure(path, case, scale, rng)
+        path.unlink()
+        rows += await measure_filling(
+            Path(name), scale.file_pages, scale.rounds, scale.turn_s, rng
+        )
     environment = describe_environment() | {"direct": direct, "fio": fio_version()}
     return {"environment": environment, "seed": seed, "rows": rows}
 
@@ -212,7 +219,9 @@ def fio_version() -> str | None:
 
 
 def print_row(row: dict[str, Any]) -> None:
-    limit = "fio not found" if row["limit"] is None else f"{row['ratio_limit']:.2f} of fio"
+    limit = "fio not found"
+    if row["limit"] is not None:
+        limit = f"{row['ratio_limit']:.2f} of {row.get('limit_is', 'fio')}"
     print(
         f"{row['case']}: {row['kvtier']:,.2f} {row['unit']}, "
         f"{row['ratio_peer']:.2f} of threads, {limit}"

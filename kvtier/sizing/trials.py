@@ -74,12 +74,11 @@ class Trials:
         """The wear of each tier of a configuration with this result."""
         full_bytes = self.grid.capacities(number)
         span_s, _ = self.pace(result)
-        full_bytes_per_write = self.task.settings.page_bytes * self.scale.factor
         return {
             tier["name"]: wear(
                 self.task.prices[tier["name"]],
                 full_bytes[tier["name"]],
-                tier["device_writes"] * full_bytes_per_write,
+                tier["written_bytes"] * self.scale.factor,
                 span_s,
             )
             for tier in result["tiers"]

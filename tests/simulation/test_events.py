@@ -143,6 +143,22 @@ def trace(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 # -- the same decisions -----------------------------------------------------------------------
 
 
+def test_what_the_write_limit_left_out_is_left_out_again(trace: Path, tmp_path: Path) -> None:
+    events = tmp_path / "events.parquet"
+    settings = paced(tiers="hbm nvme")
+    hbm, nvme = settings.tiers
+    nvme = replace(nvme, write_limit_bytes_per_s=float(64 << 10), admit="second touch")
+    settings = replace(settings, tiers=(hbm, nvme))
+    logged = replay(trace, settings, events)
+    repeated = simulate(trace, settings, events)
+    assert_repeated(logged, repeated)
+    for key in ("write_capped_pages", "written_bytes", "device_writes"):
+        assert logged["tiers"][1][key] == repeated["tiers"][1][key] > 0
+    unlimited = replace(settings, tiers=(hbm, replace(nvme, write_limit_bytes_per_s=None)))
+    with pytest.raises(SettingsError, match=r"tiers\.nvme\.write_limit was 65536\.0"):
+        simulate(trace, unlimited, events)
+
+
 @pytest.mark.parametrize("sample", ["sample.parquet", "kv-sample.parquet"])
 def test_of_a_recorded_sample_every_decision_is_repeated(sample: str, tmp_path: Path) -> None:
     events, outputs = tmp_path / "events.parquet", [tmp_path / "r.json", tmp_path / "s.json"]

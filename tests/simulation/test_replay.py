@@ -32,6 +32,7 @@ from kvtier.settings import (
 )
 
 MIB = 1 << 20
+WEAR = ("written_bytes", "write_amplification", "drive_writes_per_day")
 
 
 def quiet(*_: object) -> None:
@@ -62,7 +63,7 @@ def simulate(path: Path, settings: Settings, limit: int | None = None) -> Mappin
 
 def decisions(result: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that must not depend on time."""
-    timed = ("engine", "iops", "latency_us", "wrappers")
+    timed = ("engine", "iops", "latency_us", "wrappers", *WEAR)
     levels = [*result["tiers"], result["origin"] or {}]
     return {
         "levels": [{k: v for k, v in level.items() if k not in timed} for level in levels],
@@ -88,6 +89,12 @@ def trace(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     [
         {},
         {"tiers": (TierSettings("hbm", MIB, ways=8, admit=0.5), TierSettings("nvme", 2 * MIB))},
+        {
+            "tiers": (
+                TierSettings("hbm", MIB // 4, admit="second touch"),
+                TierSettings("nvme", 2 * MIB, admit="second touch"),
+            )
+        },
         {"tiers": (TierSettings("nvme", 2 * MIB, direct=False, engine="aiofiles"),)},
         {"tiers": ()},
         {"tiers": (), "chain": ChainSettings(coalesce=False)},
@@ -96,6 +103,7 @@ def trace(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     ids=[
         "all-tiers",
         "half-admitted",
+        "second-touch",
         "device-first",
         "origin-only",
         "coalescing-off",
@@ -121,6 +129,36 @@ def test_every_level_of_the_default_shape_serves_a_share(trace: Path) -> None:
     )
     result = replay(trace, small(tiers=tiers))
     assert all(tier["hits"] > 0 for tier in result["tiers"])
+
+
+def test_the_second_touch_writes_a_drive_less(trace: Path) -> None:
+    tiers = (TierSettings("hbm", MIB // 4), TierSettings("nvme", 4 * MIB))
+    everything = simulate(trace, small(tiers=tiers))
+    tiers = (tiers[0], replace(tiers[1], admit="second touch"))
+    touched = simulate(trace, small(tiers=tiers))
+    assert touched["tiers"][1]["hits"] > 0
+    assert 0 < touched["tiers"][1]["device_writes"] < everything["tiers"][1]["device_writes"]
+
+
+@pytest.mark.parametrize("drive", [replay, simulate], ids=["replay", "simulate"])
+def test_a_write_limit_holds_and_everything_is_served(trace: Path, drive: Any) -> None:
+    limit = 64 << 10
+    tiers = (
+        TierSettings("hbm", MIB // 8),
+        TierSettings("nvme", 4 * MIB, write_limit_bytes_per_s=limit),
+    )
+    result = drive(trace, small(tiers=tiers))
+    nvme = result["tiers"][1]
+    assert nvme["write_capped_pages"] > 0
+    # One write may go beyond what is paid for; none of these is larger than a wave's.
+    wave_bytes = result["writes"]["bytes"] or 256 * result["trace"]["page_bytes"]
+    assert 0 < nvme["written_bytes"] <= limit * (result["duration_s"] + 1) + wave_bytes
+    assert nvme["hits"] > 0
+    assert result["demand"]["delivered"] + result["demand"]["absent"] == result["demand"]["reads"]
+    if result["verify"] is not None:
+        assert result["verify"]["corrupt_pages"] == 0
+        assert result["verify"]["checked_pages"] > 0
+    assert check_sums(result) == []
 
 
 def test_without_an_origin_requests_are_served_from_what_the_tiers_kept(tmp_path: Path) -> None:

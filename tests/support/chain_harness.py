@@ -19,6 +19,7 @@ from kvtier.chain import (
     Read,
     Write,
 )
+from kvtier.chain.admission import AdmissionRule
 from kvtier.chain.extents import ExtentRules
 from kvtier.chain.machine import Level
 from kvtier.index import create_index
@@ -33,7 +34,7 @@ def make_chain(
     tiers: Iterable[str] = ("hbm", "dram", "nvme"),
     *,
     origin: bool = True,
-    admit: float = 1.0,
+    admit: AdmissionRule = 1.0,
     batch_pages: int = 8,
     buffers: int = 4,
     inflight: int = 1 << 10,

@@ -64,8 +64,15 @@ def random_settings(rng: random.Random) -> Settings:
         objects_max=8,
     )
     made = settings(tiers, slots=16, chain=chain, origin=OriginSettings("memory", **merging))
-    admit = rng.choice([1.0, 0.5, 0.0])
-    return replace(made, tiers=tuple(replace(t, admit=admit, **merging) for t in made.tiers))
+    admit = rng.choice([1.0, 0.5, 0.0, "second touch"])
+    limit = {"nvme": rng.choice([None, 50.0 * PAGE])}
+    return replace(
+        made,
+        tiers=tuple(
+            replace(t, admit=admit, write_limit_bytes_per_s=limit.get(t.name), **merging)
+            for t in made.tiers
+        ),
+    )
 
 
 class Chaos:

@@ -20,6 +20,7 @@ from kvtier.errors import DeviceError, DeviceLostError, LimitError
 from kvtier.gpu import Gpu
 from kvtier.levels import Levels
 from kvtier.pages import U64, PageStatus
+from kvtier.settings.values import Admit
 from kvtier.tiers.cuda_rows import SOURCE, RowKernels
 
 PAGES = 40
@@ -210,7 +211,7 @@ async def test_a_page_that_is_not_in_the_tier_has_no_slot(gpu: Gpu) -> None:
             assert on_host(lease.slots).tolist() == [-1] * 8
 
 
-async def decisions(gpu: CpuGpu | None, admit: float, there: bool) -> Any:
+async def decisions(gpu: CpuGpu | None, admit: Admit, there: bool) -> Any:
     """What a cache decides of a load made up from a seed, and the slots that it leaves."""
     wanted = settings("hbm dram", slots=32)
     hbm = replace(wanted.tiers[0], admit=admit)
@@ -239,10 +240,19 @@ async def decisions(gpu: CpuGpu | None, admit: float, there: bool) -> Any:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("there", [False, True])
 @pytest.mark.parametrize(
-    ("admit", "shut"), [(1.0, False), (0.5, False), (0.0, False), (1.0, True), (0.5, True)]
+    ("admit", "shut"),
+    [
+        (1.0, False),
+        (0.5, False),
+        (0.0, False),
+        ("second touch", False),
+        (1.0, True),
+        (0.5, True),
+        ("second touch", True),
+    ],
 )
 async def test_decisions_are_those_of_the_twin_wherever_ids_lie(
-    gpu: Gpu, admit: float, shut: bool, there: bool, monkeypatch: pytest.MonkeyPatch
+    gpu: Gpu, admit: Admit, shut: bool, there: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Of an origin that is shut, only pages that a level below has are admitted.
     monkeypatch.setattr(Levels, "origin_available", not shut)

@@ -134,10 +134,13 @@ class Played:
         table = pack_extents(places, np.full(extents, PAGE_BYTES), memory, np.arange(extents), 1)
         return self.queue.begin(writing, table, memory)
 
+    def turn(self, *, woken: bool = False) -> None:
+        self.ended += self.queue.turn(woken=woken)
+
     def step(self) -> None:
         woken = self.ring.readable()
         if woken or self.queue.unfinished:
-            self.ended += self.queue.turn(woken=woken)
+            self.turn(woken=woken)
         else:
             assert self.ring.taken, "work is left that nobody will be woken for"
             self.ring.work()
@@ -163,10 +166,10 @@ def test_a_read_behind_many_writes_ends_long_before_them(
     played = Played(monkeypatch, seed, depth)
     write = played.begin(True, 40 * depth)
     for _ in range(4):
-        played.queue.turn()
+        played.turn()
         played.ring.work()
     read = played.begin(False, 2)
-    played.queue.turn()
+    played.turn()
     while len(played.ended) < 2:
         played.step()
     assert played.ended == [read, write]
@@ -179,7 +182,7 @@ def test_writes_get_on_among_reads_without_end(monkeypatch: pytest.MonkeyPatch, 
     depth, batch = 8, 16
     played = Played(monkeypatch, seed, depth)
     reads = {played.begin(False, batch) for _ in range(3)}
-    played.queue.turn()
+    played.turn()
     write = played.begin(True, batch)
     ended_reads = 0
     while write not in played.ended:
@@ -189,7 +192,7 @@ def test_writes_get_on_among_reads_without_end(monkeypatch: pytest.MonkeyPatch, 
             reads.remove(slot)
             ended_reads += 1
             reads.add(played.begin(False, batch))
-            played.queue.turn()
+            played.turn()
     # A write has half of this small queue: about as many operations of reads as of writes end.
     assert ended_reads <= 4
     played.queue.close()
@@ -198,7 +201,7 @@ def test_writes_get_on_among_reads_without_end(monkeypatch: pytest.MonkeyPatch, 
 def test_alone_reads_have_the_whole_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     played = Played(monkeypatch, 1, 16)
     read = played.begin(False, 200)
-    played.queue.turn()
+    played.turn()
     while read not in played.ended:
         played.step()
     assert played.ring.most_under_way == 16

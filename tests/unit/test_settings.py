@@ -299,6 +299,12 @@ DRAM = '[tiers.dram]\ncapacity = "1 GiB"\n'
         ("tiers.dram.ways=12", "tiers.dram.ways is 12: it must be 8, 16 or 32"),
         ("tiers.dram.capacity=63KiB", "tiers.dram.capacity is 63 KiB: it must hold one set"),
         ("tiers.dram.admit=1.01", "tiers.dram.admit is 1.01: it must be from 0 to 1"),
+        (
+            "tiers.dram.admit=third touch",
+            "tiers.dram.admit is 'third touch': it must be 'all', 'second touch', or a share",
+        ),
+        ("tiers.dram.admit=true", "tiers.dram.admit is True: it must be 'all', 'second touch'"),
+        ("tiers.dram.write_limit=1 MB/s", "tiers.dram.write_limit: only the nvme tier has"),
         ("tiers.dram.path=file", "tiers.dram.path: only the nvme tier has a file"),
         ("tiers.dram.queue_depth=0", "tiers.dram.queue_depth is 0: it must be from 1"),
         ("tiers.dram.merge_gap_pages=-1", "tiers.dram.merge_gap_pages is -1: it must be from 0"),
@@ -524,3 +530,28 @@ def test_each_level_has_a_model_and_each_is_slower_than_the_one_above() -> None:
     assert models[0].bytes_per_s / 4096 == pytest.approx(518e6)
     assert [model.iops for model in models] == sorted((m.iops for m in models), reverse=True)
     assert [m.bytes_per_s for m in models] == sorted((m.bytes_per_s for m in models), reverse=True)
+
+
+def test_admission_is_everything_the_second_touch_or_a_share(tmp_path: Path) -> None:
+    for value, admit in (("all", 1.0), ("second touch", "second touch"), ("0.25", 0.25)):
+        settings = load_settings(None, [f"tiers.nvme.admit={value}"])
+        assert settings.tiers[-1].admit == admit
+        assert to_dict(settings)["tiers"][-1]["admit"] == admit
+
+
+def test_a_last_tier_that_nothing_would_fill_is_refused(tmp_path: Path) -> None:
+    text = DRAM + 'admit = "second touch"\n'
+    assert "tiers.dram.admit is 'second touch': without an origin" in _refusal(tmp_path, text)
+    above = '[tiers.hbm]\ncapacity = "1 MiB"\nadmit = "second touch"\n'
+    path = tmp_path / "fine.toml"
+    path.write_text(above + DRAM)
+    assert load_settings(path).tiers[0].admit == "second touch"
+
+
+def test_a_write_limit_is_a_rate() -> None:
+    settings = load_settings(None, ["tiers.nvme.write_limit=200 MB/s"])
+    assert settings.tiers[-1].write_limit_bytes_per_s == 200e6
+    with pytest.raises(SettingsError, match="200 is no rate; write e.g. '7 GB/s'"):
+        load_settings(None, ["tiers.nvme.write_limit=200"])
+    with pytest.raises(SettingsError, match=r"tiers\.nvme\.write_limit is .* it must be from"):
+        load_settings(None, ["tiers.nvme.write_limit=0 B/s"])
