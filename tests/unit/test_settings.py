@@ -532,7 +532,7 @@ def test_each_level_has_a_model_and_each_is_slower_than_the_one_above() -> None:
     assert [m.bytes_per_s for m in models] == sorted((m.bytes_per_s for m in models), reverse=True)
 
 
-def test_admission_is_everything_the_second_touch_or_a_share(tmp_path: Path) -> None:
+def test_admission_is_everything_the_second_touch_or_a_share() -> None:
     for value, admit in (("all", 1.0), ("second touch", "second touch"), ("0.25", 0.25)):
         settings = load_settings(None, [f"tiers.nvme.admit={value}"])
         assert settings.tiers[-1].admit == admit
