@@ -10,7 +10,7 @@ import numpy as np
 
 from kvtier.errors import SettingsError
 from kvtier.io.aio import AiofilesEngine
-from kvtier.io.engine import FileEngine, join_writes, pack_extents
+from kvtier.io.engine import FileEngine, pack_extents
 from kvtier.io.file import open_file
 from kvtier.io.ring import Ring, explain
 from kvtier.io.threads import ThreadEngine
@@ -74,8 +74,7 @@ def open_engine(
             ring.close()
         raise
     # Compiled now, not inside the first request; the engines do the same with their own.
-    table = pack_extents(_NONE, _NONE, np.empty((0, 1), np.uint8), _NONE, 1)
-    join_writes(table, table.copy())
+    pack_extents(_NONE, _NONE, np.empty((0, 1), np.uint8), _NONE, 1)
     if ring is not None:
         return UringEngine(file, queue_depth, ring)
     return _THREADED[ThreadEngine.name if name == AUTO else name](file, queue_depth)

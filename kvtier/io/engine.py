@@ -16,6 +16,8 @@ LENGTH: Final = 1
 ROW: Final = 2
 RESULT: Final = 3
 
+_NEVER: Final = np.iinfo(np.int64).max
+
 WRITE_OPERATION_BYTES: Final = 256 << 10
 """Most bytes of one operation that writes: a read that comes behind it waits for no more."""
 
@@ -155,36 +157,28 @@ def cut_writes(table: I64, memory: U8) -> tuple[I64, U8]:
 def join_writes(table: I64, pieces: I64) -> I64:
     """The results of a batch (i64[n]) from those of its operations (:func:`cut_writes`).
 
-    Of an extent, the error of its first operation that failed, or the bytes up to the first that
-    ended short.
+    Of an extent, the bytes up to its first operation that is not whole, or why that failed.
     """
-    if pieces is not table:
-        _join(table, pieces, _operations(table[LENGTH]))
-    results: I64 = table[RESULT]
+    lengths = table[LENGTH]
+    if pieces is table:
+        results: I64 = table[RESULT]
+        return results
+    counts = _operations(lengths)
+    first = np.cumsum(counts) - counts
+    is_cut = pieces[RESULT] != pieces[LENGTH]
+    ends = np.minimum.reduceat(np.where(is_cut, np.arange(len(is_cut)), _NEVER), first)
+    ended = np.flatnonzero(ends != _NEVER)
+    done = pieces[RESULT, ends[ended]]
+    before = (ends[ended] - first[ended]) * WRITE_OPERATION_BYTES
+    results = lengths.copy()
+    results[ended] = np.where(done < 0, done, before + done)
     return results
 
 
 def _operations(lengths: I64) -> I64:
+    """How many operations each extent is."""
     counts: I64 = np.maximum(1, -(-lengths // WRITE_OPERATION_BYTES))
     return counts
-
-
-@jit
-def _join(table: I64, pieces: I64, counts: I64) -> None:
-    piece = 0
-    for extent in range(counts.size):
-        done = np.int64(0)
-        failed = np.int64(0)
-        is_whole = True
-        for at in range(piece, piece + counts[extent]):
-            moved = pieces[RESULT, at]
-            if moved < 0:
-                failed = failed if failed < 0 else moved
-            elif is_whole:
-                done += moved
-            is_whole = is_whole and moved == pieces[LENGTH, at]
-        table[RESULT, extent] = failed if failed < 0 else done
-        piece += counts[extent]
 
 
 @jit

@@ -77,14 +77,14 @@ def test_the_operations_of_a_batch_are_its_bytes_in_order(
     assert join_writes(table, pieces).tolist() == lengths.tolist()
 
 
-def test_an_extent_tells_its_first_error_or_how_far_it_is_whole() -> None:
+def test_an_extent_tells_how_far_it_is_whole_or_why_not() -> None:
     memory = np.zeros((64, 64 << 10), np.uint8)
     length = 4 * WRITE_OPERATION_BYTES
     starts = np.array([0, 1, 2, 3]) * length
     table = pack_extents(starts, np.full(4, length), memory, starts // (64 << 10), 1)
     pieces, _ = cut_writes(table, memory)
     whole = WRITE_OPERATION_BYTES
-    pieces[RESULT] = [whole] * 4 + [whole, -28, whole, -5] + [whole, 512, whole, 0] + [0] * 4
+    pieces[RESULT] = [whole] * 4 + [whole, -28, whole, -5] + [whole, 512, -5, 0] + [0] * 4
     assert join_writes(table, pieces).tolist() == [length, -28, whole + 512, 0]
 
 
