@@ -85,9 +85,11 @@ class Chain:
         self._coalesces = settings.coalesce
         self._epochs = Epochs()
         self._flights = Flights(settings.inflight_pages_max, self._epochs)
-        self._backlog: deque[Flight] = deque()
+        # Of drives, and of the origin: flights that wait for a staging buffer.
+        self._backlogs: tuple[deque[Flight], deque[Flight]] = (deque(), deque())
         buffers = settings.staging_bytes // (settings.device_batch_pages * page_bytes)
         self._free_buffers = list(range(buffers - 1, -1, -1))
+        self._kept_buffers = buffers // 4
         self._open_batches = 0
         compile_all()
         self.buffer_count = buffers
@@ -458,7 +460,7 @@ class Chain:
             flight.rows = np.empty(len(flight), np.int64)
             flight.rows[plan.order] = plan.page_rows
             flight.extents = plan.batches[0]
-            self._backlog.append(flight)
+            self._backlogs[flight.source == len(self._tiers)].append(flight)
             return self._issue()
         parts = self._flights.divide(flight, plan.order, plan.ends)
         spans = pairwise((0, *plan.ends))
@@ -466,14 +468,25 @@ class Chain:
             assert part is not None
             part.rows = plan.page_rows[start:end]
             part.extents = extents
-            self._backlog.append(part)
+            self._backlogs[part.source == len(self._tiers)].append(part)
         return self._issue()
 
     def _issue(self) -> list[Action]:
-        """Send flights that wait for a staging buffer, while there are any."""
+        """Send flights that wait for a staging buffer, while there are any.
+
+        What comes from the origin keeps its buffer until a drive was written, and writes are slow.
+        So it does not get all of them: reads of the drive are not to wait for writes.
+        """
         actions: list[Action] = []
-        while self._backlog and self._free_buffers:
-            flight = self._backlog.popleft()
+        of_drives, of_origin = self._backlogs
+        while self._free_buffers:
+            backlog = of_drives
+            if of_origin and len(self._free_buffers) > self._kept_buffers:
+                is_older = not of_drives or of_origin[0].number < of_drives[0].number
+                backlog = of_origin if is_older else of_drives
+            if not backlog:
+                break
+            flight = backlog.popleft()
             flight.buffer = self._free_buffers.pop()
             assert flight.extents is not None
             actions.append(Fetch(flight.source, flight, flight.extents, flight.buffer))

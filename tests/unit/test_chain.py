@@ -361,6 +361,24 @@ def test_neighbouring_pages_are_one_device_read_and_objects_never_merge() -> Non
     assert counts == [1, 1, 3]
 
 
+def test_reads_of_a_drive_find_a_buffer_while_fills_are_stuck() -> None:
+    harness = Harness(make_chain(("nvme",), buffers=4), slots=(64,))
+    harness.read(list(range(8)))
+    harness.end_all()
+    harness.manual_fills = True
+    harness.read(list(range(100, 140)))
+    while harness.fetches:
+        harness.end_fetch(harness.fetches[0])
+    assert len(harness.fills) == 3
+    read = harness.read(list(range(8)))
+    (fetch,) = harness.fetches
+    assert fetch.level == 0
+    harness.end_fetch(fetch)
+    assert read in harness.done
+    harness.end_all()
+    assert harness.chain.idle
+
+
 def test_an_empty_batch_is_complete_at_once() -> None:
     harness = Harness(make_chain())
     read = harness.read([])
