@@ -88,10 +88,13 @@ def agreements(runs: Sequence[Run]) -> list[Agreement]:
 def is_timeless(result: Values) -> bool:
     """Its decisions depend on no time: it was driven in waves, as all of older versions were.
 
-    Several GPUs that write find what another has written, or do not yet: that depends on time.
+    Several GPUs that write find what another has written, or do not yet: that depends on time, and
+    so does what a write limit leaves out.
     """
     is_shared = bool(result.get("gpus")) and result["writes"]["objects"] > 0
-    return find(result, "drive.kind") in (None, "waves") and not is_shared
+    tiers = find(result, "config.tiers") or ()
+    is_limited = any(tier.get("write_limit_bytes_per_s") is not None for tier in tiers)
+    return find(result, "drive.kind") in (None, "waves") and not is_shared and not is_limited
 
 
 def _is_decided(result: Values) -> bool:

@@ -362,7 +362,7 @@ def test_neighbouring_pages_are_one_device_read_and_objects_never_merge() -> Non
 
 
 def test_reads_of_a_drive_find_a_buffer_while_fills_are_stuck() -> None:
-    harness = Harness(make_chain(("nvme",), buffers=4), slots=(64,))
+    harness = Harness(make_chain(("nvme",), buffers=4), slots=(256,))
     harness.read(list(range(8)))
     harness.end_all()
     harness.manual_fills = True

@@ -67,6 +67,7 @@ def test_a_level_that_one_result_lacks_differs(result: dict[str, Any]) -> None:
         ("config.replay.concurrency", 32),
         ("config.tiers.0.capacity_bytes", 4096),
         ("config.tiers.1.ways", 8),
+        ("config.tiers.1.write_limit_bytes_per_s", 1e6),
         ("config.origin.merge_gap_pages", 3),
         ("trace.requests", 10),
         ("trace.page_bytes", 512),
