@@ -4,7 +4,7 @@ Direct reads of one file by all contenders in turn, so many in flight all the ti
 io_uring, a registered file and registered buffers; the engines with batches enough to keep a queue
 of them. Rows tell operations per second, and the processor time that each took. The last batches of
 a turn are compared with what was written. Without fio on the PATH the limit is null. Last come
-writes of whole segments, and reads while segments are written (``bench/nvme_filling.py``); there the
+writes of whole segments, and reads while segments are written (``bench/nvme_filling.py``), whose
 limit is the same engine's p99 without filling.
 
     python bench/nvme.py [--quick] [--json FILE] [--directory DIR]
@@ -87,9 +87,7 @@ async def main(scale: Scale, directory: Path | None, seed: int) -> dict[str, Any
         for case in CASES:
             rows += await measure(path, case, scale, rng)
         path.unlink()
-        rows += await measure_filling(
-            Path(name), scale.file_pages, scale.rounds, scale.turn_s, rng
-        )
+        rows += await measure_filling(Path(name), scale.file_pages, scale.rounds, scale.turn_s, rng)
     environment = describe_environment() | {"direct": direct, "fio": fio_version()}
     return {"environment": environment, "seed": seed, "rows": rows}
 

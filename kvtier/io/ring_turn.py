@@ -70,8 +70,8 @@ COUNTER: Final = 5
 """Takes the count of the eventfd."""
 QUEUE_HEADS: Final = 6
 QUEUE_TAILS: Final = 8
-"""Of reads, then of writes: batches with extents not begun, slots ``queue[WRITING, HEAD % len]`` and
-on."""
+"""Of reads, then of writes: batches with extents not begun are the slots
+``queue[WRITING, HEAD % len]`` and on."""
 STATE_WORDS: Final = 10
 
 TURN_ROUNDS_MAX: Final = 8

@@ -208,8 +208,10 @@ class Coalescing(TypedDict):
 
 
 class Tier(TypedDict):
-    """``written_bytes`` is all that its device was written, ``write_amplification`` that by the
-    pages which callers and fills gave it, ``drive_writes_per_day`` by its capacity.
+    """A tier.
+
+    ``written_bytes`` is all that its device was written, ``write_amplification`` that by the pages
+    which callers and fills gave it, ``drive_writes_per_day`` by its capacity.
     ``write_capped_pages`` were not written, for the write limit.
     """
 

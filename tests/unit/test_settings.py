@@ -551,7 +551,7 @@ def test_a_last_tier_that_nothing_would_fill_is_refused(tmp_path: Path) -> None:
 def test_a_write_limit_is_a_rate() -> None:
     settings = load_settings(None, ["tiers.nvme.write_limit=200 MB/s"])
     assert settings.tiers[-1].write_limit_bytes_per_s == 200e6
-    with pytest.raises(SettingsError, match="200 is no rate; write e.g. '7 GB/s'"):
+    with pytest.raises(SettingsError, match="200 is no rate"):
         load_settings(None, ["tiers.nvme.write_limit=200"])
     with pytest.raises(SettingsError, match=r"tiers\.nvme\.write_limit is .* it must be from"):
         load_settings(None, ["tiers.nvme.write_limit=0 B/s"])

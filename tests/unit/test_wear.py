@@ -39,9 +39,7 @@ def test_several_caches_wear_several_capacities() -> None:
 
 def test_memory_does_not_wear_and_nothing_is_no_amplification() -> None:
     memory = TierSettings("dram", 1000 * PAGE)
-    found = wear(
-        memory, LevelCounters(), page_bytes=PAGE, extra_bytes=0, caches=1, duration_s=1.0
-    )
+    found = wear(memory, LevelCounters(), page_bytes=PAGE, extra_bytes=0, caches=1, duration_s=1.0)
     assert (found["written_bytes"], found["write_amplification"]) == (0, None)
     assert found["drive_writes_per_day"] is None
     found = wear(DRIVE, LevelCounters(), page_bytes=PAGE, extra_bytes=0, caches=1, duration_s=0.0)
