@@ -271,9 +271,8 @@ class RepeatedDrive:
         self._after_batch()
         before = _flat(logged)
         for name, count in _flat(asdict(chain.counters)).items():
-            then = before.get(name, 0)  # an older log lacks what was never counted then
-            if then != count:
-                raise event.error(f"{name} is {count} when repeated, and was {then}")
+            if before.get(name) != count:
+                raise event.error(f"{name} is {count} when repeated, and was {before.get(name)}")
         return complete
 
 
