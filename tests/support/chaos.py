@@ -16,6 +16,7 @@ from kvtier import Settings, TieredCache
 from kvtier.backend import ExtentBatch
 from kvtier.pages import U8, PageStatus
 from kvtier.settings import ChainSettings, OriginSettings
+from kvtier.settings.values import Admit
 
 KEYS = [b"key-%d" % number for number in range(10)]
 
@@ -64,7 +65,9 @@ def random_settings(rng: random.Random) -> Settings:
         objects_max=8,
     )
     made = settings(tiers, slots=16, chain=chain, origin=OriginSettings("memory", **merging))
-    admit = rng.choice([1.0, 0.5, 0.0, "second touch"])
+    admit: Admit = rng.choice([1.0, 0.5, 0.0])
+    if admit == 0.5 and rng.random() < 0.5:
+        admit = "second touch"
     limit = {"nvme": rng.choice([None, 50.0 * PAGE])}
     return replace(
         made,
