@@ -25,6 +25,7 @@ from kvtier.settings.resilience import (
 from kvtier.settings.serve import ServeSettings
 from kvtier.settings.toml import default_settings, load_settings, parse_assignment
 from kvtier.settings.values import (
+    Admit,
     ChainSettings,
     Device,
     DeviceModel,
@@ -44,6 +45,7 @@ from kvtier.settings.values import (
 __all__ = [
     "COMPUTE_PRESETS",
     "MODEL_PRESETS",
+    "Admit",
     "BreakerSettings",
     "ChainSettings",
     "ComputeSettings",

@@ -15,8 +15,7 @@ from small_cache import PAGE, payload, settings
 from kvtier import Settings, TieredCache
 from kvtier.backend import ExtentBatch
 from kvtier.pages import U8, PageStatus
-from kvtier.settings import ChainSettings, OriginSettings
-from kvtier.settings.values import Admit
+from kvtier.settings import Admit, ChainSettings, OriginSettings
 
 KEYS = [b"key-%d" % number for number in range(10)]
 

@@ -20,7 +20,7 @@ from kvtier.errors import DeviceError, DeviceLostError, LimitError
 from kvtier.gpu import Gpu
 from kvtier.levels import Levels
 from kvtier.pages import U64, PageStatus
-from kvtier.settings.values import Admit
+from kvtier.settings import Admit
 from kvtier.tiers.cuda_rows import SOURCE, RowKernels
 
 PAGES = 40
