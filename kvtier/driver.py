@@ -196,7 +196,8 @@ class AsyncDriver(ChainDriver):
         """Fill the tiers with new objects' pages; ``payload`` is not read after the return."""
         self.check()
         assert payload is not None
-        write, actions = self.chain.write(page_ids, objects)
+        writes_shut = self.chain.writes_shut(self._clock.now_ns())
+        write, actions = self.chain.write(page_ids, objects, writes_shut=writes_shut)
         job = self._jobs[write.epoch] = _Job(write, payload, self._clock.now_ns())
         self._perform_safely(actions)
         if write.epoch in self._jobs:
@@ -272,6 +273,7 @@ class AsyncDriver(ChainDriver):
             held=held,
             purpose=purpose,
             origin_shut=not self._levels.origin_available,
+            writes_shut=self.chain.writes_shut(self._clock.now_ns()),
         )
         job = self._jobs[read.epoch] = _Job(read, out, start_ns, parts)
         self._perform_safely(actions)
@@ -377,8 +379,6 @@ class AsyncDriver(ChainDriver):
     def fill(self, action: Fill) -> Iterable[Action]:
         """Copy pages into a tier in memory at once, or start writing them to a device."""
         if not self.tiers[action.level].in_memory:
-            if not self.chain.may_write(action, self._clock.now_ns()):
-                return self.chain.left_out(action)
             self._tasks.spawn(self._fill_device(action))
             return ()
         try:

@@ -20,6 +20,7 @@ class Lookup:
     Attributes:
         admit: which of the missing pages may reserve a slot (:mod:`kvtier.chain.admission`).
         only_resident: of these, only those that a level below has: no others will come.
+        is_shut: none of them, for the write limit of the tier is reached.
     """
 
     level: int
@@ -29,6 +30,7 @@ class Lookup:
     oldest_epoch: int
     admit: AdmissionRule
     only_resident: bool = False
+    is_shut: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,7 +18,7 @@ class LevelCounters:
             ``read_bytes``, gap pages included; 0 for tiers in memory.
         merged_extents: device reads that brought more than one page.
         device_writes: pages written to the device; 0 for tiers in memory.
-        write_capped_pages: pages not written to the device, for its write limit.
+        write_capped_pages: pages that missed while the write limit of the device was reached.
         failures: pages that the level should have had but could not read.
     """
 

@@ -75,8 +75,9 @@ class ChainDriver(ABC):
                     self.fetch(action)
                 case Publish(level, slots):
                     self.indexes[level].publish(slots)
-                case Abort(level, slots):
+                case Abort(level, slots) as action:
                     self.indexes[level].abort(slots)
+                    self.chain.aborted(action)
                 case Invalidate(level, page_ids):
                     self.indexes[level].invalidate(page_ids)
                 case Complete() as action:
@@ -108,6 +109,8 @@ class ChainDriver(ABC):
 
     def admitted(self, action: Lookup, page_ids: U64) -> Bool | None:
         """The same, of ``page_ids`` in host memory."""
+        if action.is_shut:
+            return np.zeros(len(page_ids), np.bool_)
         chosen = admitted(page_ids, action.epoch, action.admit)
         if not action.only_resident:
             return chosen

@@ -33,6 +33,7 @@ class Read:
         wants_bytes: False for a prefetch, which is done when the tiers are filled.
         held: the epoch stays unreleased after completion, until ``Chain.release``.
         origin_shut: the origin is not asked; what no tier has is FAILED, and takes no slot.
+        writes_shut: it takes no slot of a tier that has a write limit.
         detached: nobody waits any more; its bytes are not copied.
         unresolved: rows without a status.
         lookups, hits: per level, for the counters.
@@ -49,6 +50,7 @@ class Read:
     lookups: list[int]
     hits: list[int]
     origin_shut: bool = False
+    writes_shut: bool = False
     detached: bool = False
     delivered: int = 0
     folded: int = 0
@@ -83,6 +85,7 @@ class Write:
 
     Attributes:
         counters: where it is counted.
+        writes_shut: it takes no slot of a tier that has a write limit.
         steps: lookups and fills not yet answered.
     """
 
@@ -90,6 +93,7 @@ class Write:
     page_ids: U64
     objects: int
     counters: Counters
+    writes_shut: bool = False
     steps: int = 0
 
 

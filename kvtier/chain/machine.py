@@ -83,6 +83,8 @@ class Chain:
         self._levels = self._tiers if origin is None else (*self._tiers, origin)
         self._page_bytes = page_bytes
         self._coalesces = settings.coalesce
+        limits = (tier.write_limit for tier in tiers)
+        self._write_limits = [limit for limit in limits if limit is not None]
         self._epochs = Epochs()
         self._flights = Flights(settings.inflight_pages_max, self._epochs)
         # Of drives, and of the origin: flights that wait for a staging buffer.
@@ -116,6 +118,10 @@ class Chain:
         """Whether a level is a tier in memory, and no device."""
         return level < len(self._tiers) and self._tiers[level].in_memory
 
+    def writes_shut(self, now_ns: int) -> bool:
+        """Whether a drive has been written so much at ``now_ns`` that it takes nothing more."""
+        return any(limit.is_reached(now_ns) for limit in self._write_limits)
+
     def read(
         self,
         page_ids: U64,
@@ -124,6 +130,7 @@ class Chain:
         held: bool = False,
         purpose: Purpose = Purpose.UNSTATED,
         origin_shut: bool = False,
+        writes_shut: bool = False,
     ) -> tuple[Read, list[Action]]:
         """Start a batch of demand reads (u64[n], repeats allowed), counted by ``purpose``.
 
@@ -133,7 +140,7 @@ class Chain:
         the batch only fills the tiers; with ``held`` its epoch, and so every slot of the first
         tier that it touched, is kept until :meth:`release`. With ``origin_shut`` the origin would
         refuse: it is not asked, pages that no tier has are FAILED at once, and none is evicted
-        for them.
+        for them. With ``writes_shut`` tiers that have a write limit admit nothing.
         """
         self._open_batches += 1
         levels = len(self._levels)
@@ -149,6 +156,7 @@ class Chain:
             lookups=[0] * levels,
             hits=[0] * levels,
             origin_shut=origin_shut,
+            writes_shut=writes_shut,
         )
         if len(page_ids) == 0:
             return read, self._complete_read(read)
@@ -162,11 +170,16 @@ class Chain:
             )
         return read, self._miss(read, fold(page_ids, rows))
 
-    def write(self, page_ids: U64, objects: int) -> tuple[Write, list[Action]]:
-        """Start filling the tiers with new pages (u64[n], distinct) of whole objects."""
+    def write(
+        self, page_ids: U64, objects: int, *, writes_shut: bool = False
+    ) -> tuple[Write, list[Action]]:
+        """Start filling the tiers with new pages (u64[n], distinct) of whole objects.
+
+        ``writes_shut`` is as of :meth:`read`.
+        """
         self._open_batches += 1
         counters = self.by_purpose[Purpose.UNSTATED]
-        write = Write(self._epochs.begin(), page_ids, objects, counters)
+        write = Write(self._epochs.begin(), page_ids, objects, counters, writes_shut)
         actions: list[Action] = [
             self._lookup(level, write, page_ids)
             for level, tier in enumerate(self._tiers)
@@ -214,6 +227,10 @@ class Chain:
         counters = action.ticket.counters.levels[action.level]
         counters.evictions += len(result.evicted)
         counters.bypasses += result.bypasses
+        if action.is_shut:
+            states = result.misses.states
+            counters.write_capped_pages += int(np.count_nonzero(states == PageState.EMPTY))
+        self._charge(action.level, int(np.count_nonzero(result.misses.reserved >= 0)))
         match action.ticket:
             case Read() as read:
                 return self._first_lookup(read, result)
@@ -300,24 +317,14 @@ class Chain:
         else:
             actions += _if_any(Publish, fill.level, fill.slots[keep])
             actions += _if_any(Abort, fill.level, fill.slots[~keep])
-        return actions + self._fill_ended(origin)
+        origin.steps -= 1
+        if isinstance(origin, Flight):
+            return actions + self._end_if_done(origin)
+        return actions + (self._complete_write(origin) if origin.steps == 0 else [])
 
-    def may_write(self, fill: Fill, now_ns: int) -> bool:
-        """Whether a fill may be written at ``now_ns``; if so, it counts against the limit.
-
-        Otherwise report it with :meth:`left_out`. Only a driver that is not told asks.
-        """
-        limit = self._tiers[fill.level].write_limit
-        return limit is None or limit.take(len(fill.slots) * self._page_bytes, now_ns)
-
-    def has_write_limit(self, level: int) -> bool:
-        """Whether fills of a tier may be left out."""
-        return self._tiers[level].write_limit is not None
-
-    def left_out(self, fill: Fill) -> list[Action]:
-        """Go on after a fill that was not written, for the write limit of its tier."""
-        fill.origin.counters.levels[fill.level].write_capped_pages += len(fill.slots)
-        return [Abort(fill.level, fill.slots), *self._fill_ended(fill.origin)]
+    def aborted(self, abort: Abort) -> None:
+        """Slots were given back: what was to be written there will not be."""
+        self._charge(abort.level, -len(abort.slots))
 
     # -- routing ------------------------------------------------------------------------------
 
@@ -326,14 +333,21 @@ class Chain:
         # the present epoch keeps the order, and protects as well, for the flight holds an older.
         match ticket:
             case Read():
-                only_resident = ticket.origin_shut
+                only_resident, shut = ticket.origin_shut, ticket.writes_shut
             case Flight():
-                only_resident = ticket.owner.origin_shut
+                only_resident, shut = ticket.owner.origin_shut, ticket.owner.writes_shut
             case Write():
-                only_resident = False
+                only_resident, shut = False, ticket.writes_shut
         newest, oldest = self._epochs.newest, self._epochs.oldest
-        admit = self._tiers[level].admit
-        return Lookup(level, ticket, page_ids, newest, oldest, admit, only_resident)
+        tier = self._tiers[level]
+        is_shut = shut and tier.write_limit is not None
+        return Lookup(level, ticket, page_ids, newest, oldest, tier.admit, only_resident, is_shut)
+
+    def _charge(self, level: int, pages: int) -> None:
+        """Pages are to be written to a tier, or will not be (negative)."""
+        limit = self._tiers[level].write_limit
+        if limit is not None:
+            limit.charge(pages * self._page_bytes)
 
     def _first_lookup(self, read: Read, result: LookupResult) -> list[Action]:
         if not self._tiers[0].in_memory:
@@ -566,12 +580,6 @@ class Chain:
         return actions
 
     # -- endings ------------------------------------------------------------------------------
-
-    def _fill_ended(self, origin: Flight | Write) -> list[Action]:
-        origin.steps -= 1
-        if isinstance(origin, Flight):
-            return self._end_if_done(origin)
-        return self._complete_write(origin) if origin.steps == 0 else []
 
     def _end_if_done(self, flight: Flight) -> list[Action]:
         if flight.steps:

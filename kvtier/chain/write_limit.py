@@ -8,8 +8,9 @@ from kvtier.bucket import TokenBucket
 class WriteLimit:
     """Bytes per second, and those of one second at once after a pause.
 
-    A write may begin as long as what was written before is paid for; it is never cut. So over any
-    time of ``t`` seconds, ``(t + 1) * bytes_per_s`` and one write are the most.
+    Whether more may be written is asked before each batch; a batch is never cut, and what it goes
+    beyond the limit is paid for before the next one. So in any ``t`` seconds ``(t + 1)`` times the
+    limit and one batch are the most.
 
     Args:
         bytes_per_s: that may be written.
@@ -17,10 +18,13 @@ class WriteLimit:
 
     def __init__(self, bytes_per_s: float) -> None:
         self._bucket = TokenBucket(bytes_per_s, most=bytes_per_s, now_ns=0)
+        self._now_ns = 0
 
-    def take(self, size_bytes: int, now_ns: int) -> bool:
-        """Whether so much may be written at ``now_ns``; then it counts as written."""
-        if self._bucket.ready_ns(0, now_ns) > now_ns:
-            return False
-        self._bucket.take(size_bytes, now_ns)
-        return True
+    def is_reached(self, now_ns: int) -> bool:
+        """Whether what was written is not yet paid for at ``now_ns``."""
+        self._now_ns = now_ns
+        return self._bucket.ready_ns(0, now_ns) > now_ns
+
+    def charge(self, size_bytes: int) -> None:
+        """So much is to be written, from when it was asked; or will not be (negative)."""
+        self._bucket.take(size_bytes, self._now_ns)

@@ -134,7 +134,8 @@ class VirtualDriver(ModelledDriver):
         """Fill the tiers with new objects' pages."""
         start_ns = self.timeline.now_ns
         await self._pass_host()
-        write, actions = self.chain.write(page_ids, objects)
+        writes_shut = self.chain.writes_shut(self.timeline.now_ns)
+        write, actions = self.chain.write(page_ids, objects, writes_shut=writes_shut)
         self._batches[write.epoch] = _Batch(write, start_ns)
         self.perform(actions)
         await self._until(lambda: write.epoch not in self._batches)
@@ -193,7 +194,11 @@ class VirtualDriver(ModelledDriver):
             async with self._gate:  # first come, first
                 await self._until(lambda: self.chain.room_pages >= len(page_ids))
         read, actions = self.chain.read(
-            page_ids, wants_bytes=wants_bytes, held=held, purpose=purpose
+            page_ids,
+            wants_bytes=wants_bytes,
+            held=held,
+            purpose=purpose,
+            writes_shut=self.chain.writes_shut(self.timeline.now_ns),
         )
         batch = self._batches[read.epoch] = _Batch(read, start_ns, parts)
         self.perform(actions)
@@ -250,8 +255,6 @@ class VirtualDriver(ModelledDriver):
 
     def fill(self, action: Fill) -> Iterable[Action]:
         """Pages take the time of the tier's device to be written."""
-        if not self.chain.may_write(action, self.timeline.now_ns):
-            return self.chain.left_out(action)
 
         def end() -> None:
             self.perform(self.chain.filled(action))

@@ -41,12 +41,10 @@ class DeviceWork(Generic[ActionT]):
 
     Attributes:
         is_over: by its model it has ended; the chain may be told.
-        is_left_out: the log says that it never began.
     """
 
     action: ActionT
     is_over: bool = False
-    is_left_out: bool = False
 
 
 class _Parts:
@@ -147,6 +145,7 @@ class RepeatingDriver(ModelledDriver):
         wants_bytes: bool = True,
         held: bool = False,
         origin_shut: bool = False,
+        writes_shut: bool = False,
         sizes: I64 | None = None,
         answered: Answered | None = None,
     ) -> Read:
@@ -158,6 +157,7 @@ class RepeatingDriver(ModelledDriver):
             wants_bytes: the same.
             held: the same.
             origin_shut: the same.
+            writes_shut: the same.
             sizes: i64[k], rows of each owner, in the order of the batch.
             answered: called with the numbers of owners (i64[m]) whose pages are all there, possibly
                 before this returns. It must not start a batch.
@@ -167,7 +167,12 @@ class RepeatingDriver(ModelledDriver):
         """
         self._occupy_host(0 if sizes is None else len(sizes))
         read, actions = self.chain.read(
-            page_ids, wants_bytes=wants_bytes, held=held, purpose=purpose, origin_shut=origin_shut
+            page_ids,
+            wants_bytes=wants_bytes,
+            held=held,
+            purpose=purpose,
+            origin_shut=origin_shut,
+            writes_shut=writes_shut,
         )
         batch = self._batches[read.epoch] = _Batch(read, self.timeline.now_ns)
         self.reads[read.epoch] = read
@@ -178,10 +183,17 @@ class RepeatingDriver(ModelledDriver):
             batch.parts.refuse(read)
         return read
 
-    def write(self, page_ids: U64, objects: int, done: Event | None = None) -> Write:
+    def write(
+        self,
+        page_ids: U64,
+        objects: int,
+        done: Event | None = None,
+        *,
+        writes_shut: bool = False,
+    ) -> Write:
         """Start filling the tiers with new objects' pages; ``done`` is called at the end."""
         self._occupy_host(0)
-        write, actions = self.chain.write(page_ids, objects)
+        write, actions = self.chain.write(page_ids, objects, writes_shut=writes_shut)
         self._batches[write.epoch] = _Batch(write, self.timeline.now_ns, done=done)
         self.perform(actions)
         return write
@@ -229,12 +241,6 @@ class RepeatingDriver(ModelledDriver):
         del self.fills[_name_of(work.action)]
         self.perform(self.chain.filled(work.action, ok))
 
-    def left_out(self, work: DeviceWork[Fill]) -> None:
-        """Slots of a device (one of ``fills``) were not written, for its write limit."""
-        work.is_left_out = True
-        del self.fills[_name_of(work.action)]
-        self.perform(self.chain.left_out(work.action))
-
     # -- actions ------------------------------------------------------------------------------
 
     def copy(self, action: Copy) -> Iterable[Action]:
@@ -266,16 +272,7 @@ class RepeatingDriver(ModelledDriver):
             self._send(waiting, route, action.slots, _nothing, is_write=True)
             return self.chain.filled(action)
         work = self.fills[_name_of(action)] = DeviceWork(action)
-
-        def set_out() -> None:
-            if not work.is_left_out:
-                self._start(work, action.slots, None, is_write=True)
-
-        if self.chain.has_write_limit(action.level):
-            # What comes next in the log may be that it never set out: no time passes until then.
-            self.timeline.at(self.timeline.now_ns, set_out)
-        else:
-            set_out()
+        self._start(work, action.slots, None, is_write=True)
         return ()
 
     def fetch(self, action: Fetch) -> None:

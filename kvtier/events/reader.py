@@ -40,7 +40,7 @@ class Event:
     Attributes:
         path, number: its file, and its place there, from 0.
         kind, name, ns, level, count: see :mod:`kvtier.events.schema`.
-        purpose, flags: of a READ.
+        purpose, flags: of a READ; flags of a WRITE too.
         run_start, run_len: u64[k] and u32[k], PageIds as runs.
         counts: u32[m].
         status: u8[n].

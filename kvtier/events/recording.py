@@ -38,23 +38,32 @@ class RecordingChain(Chain):
         held: bool = False,
         purpose: Purpose = Purpose.UNSTATED,
         origin_shut: bool = False,
+        writes_shut: bool = False,
     ) -> tuple[Read, list[Action]]:
         asked_for: object = page_ids
         if not isinstance(asked_for, np.ndarray):
             raise LimitError("an event log needs page ids in host memory: give a NumPy array")
         read, actions = super().read(
-            page_ids, wants_bytes=wants_bytes, held=held, purpose=purpose, origin_shut=origin_shut
+            page_ids,
+            wants_bytes=wants_bytes,
+            held=held,
+            purpose=purpose,
+            origin_shut=origin_shut,
+            writes_shut=writes_shut,
         )
         owners = present_owners()
         flags = Flag.WANTS_BYTES * wants_bytes | Flag.HELD * held | Flag.GOES_ON * owners.goes_on
-        flags |= Flag.ORIGIN_SHUT * origin_shut
+        flags |= Flag.ORIGIN_SHUT * origin_shut | Flag.WRITES_SHUT * writes_shut
         log = self._log.read
         log(read.epoch, page_ids, purpose, Flag(flags), owners.requests, owners.pages)
         return read, actions
 
-    def write(self, page_ids: U64, objects: int) -> tuple[Write, list[Action]]:
-        write, actions = super().write(page_ids, objects)
-        self._log.write(write.epoch, page_ids, objects, present_owners().requests)
+    def write(
+        self, page_ids: U64, objects: int, *, writes_shut: bool = False
+    ) -> tuple[Write, list[Action]]:
+        write, actions = super().write(page_ids, objects, writes_shut=writes_shut)
+        flags = Flag(Flag.WRITES_SHUT * writes_shut)
+        self._log.write(write.epoch, page_ids, objects, flags, present_owners().requests)
         return write, actions
 
     def invalidate(self, page_ids: U64) -> list[Action]:
@@ -92,18 +101,11 @@ class RecordingChain(Chain):
             status = None
             if ok is not None and not ok.all():
                 status = np.where(ok, np.uint8(PageStatus.OK), np.uint8(PageStatus.FAILED))
-            self._log_fill(fill, status)
+            if isinstance(fill.origin, Flight):
+                self._log.filled(EventKind.FILLED, fill.origin.number, fill.level, status)
+            else:
+                self._log.filled(EventKind.STORED, fill.origin.epoch, fill.level, status)
         return super().filled(fill, ok)
-
-    def left_out(self, fill: Fill) -> list[Action]:
-        self._log_fill(fill, np.full(len(fill.slots), PageStatus.ABSENT, np.uint8))
-        return super().left_out(fill)
-
-    def _log_fill(self, fill: Fill, status: U8 | None) -> None:
-        if isinstance(fill.origin, Flight):
-            self._log.filled(EventKind.FILLED, fill.origin.number, fill.level, status)
-        else:
-            self._log.filled(EventKind.STORED, fill.origin.epoch, fill.level, status)
 
 
 def _existing(flight: Flight, issued: Extents) -> I64 | None:

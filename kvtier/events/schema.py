@@ -33,9 +33,9 @@ class EventKind(enum.IntEnum):
     FETCHED = 5
     """The device read of a flight (``name``) ended."""
     FILLED = 6
-    """The pages of a flight (``name``) were written to the device of ``level``, or left out."""
+    """The pages of a flight (``name``) were written to the device of ``level``."""
     STORED = 7
-    """The same of the pages of a write (epoch ``name``)."""
+    """The pages of a write (epoch ``name``) were written to the device of ``level``."""
     INVALIDATE = 8
     """Pages were forgotten."""
     LEAVE = 9
@@ -53,7 +53,7 @@ class EventKind(enum.IntEnum):
 
 
 class Flag(enum.IntFlag):
-    """What else there is to say of a READ."""
+    """What else there is to say of a READ, and the last of them of a WRITE."""
 
     WANTS_BYTES = 1
     HELD = 2
@@ -61,6 +61,8 @@ class Flag(enum.IntFlag):
     """The last owner waits for pages of the next READ as well."""
     ORIGIN_SHUT = 8
     """The origin was not to be asked."""
+    WRITES_SHUT = 16
+    """A write limit was reached."""
 
 
 NUMBERS: Final[Mapping[str, str]] = MappingProxyType(
@@ -90,9 +92,9 @@ LISTS: Final[Mapping[str, str]] = MappingProxyType(
 
 ``run_start`` and ``run_len`` are PageIds as runs. ``counts`` of FETCHED are the pages of each
 extent that exist, ``status`` the ``PageStatus`` of each page; of FILLED and STORED it is 0 for each
-slot that was written, and ABSENT for all of them where the write limit left them out. They are
-empty where nothing failed and all was there. ``owners`` are the requests for which a READ or WRITE
-is, ``owner_pages`` the pages of each, in the order of a READ.
+slot
+that was written. They are empty where nothing failed and all was there. ``owners`` are the
+requests for which a READ or WRITE is, ``owner_pages`` the pages of each, in the order of a READ.
 """
 
 SUMMARY: Final = "summary"

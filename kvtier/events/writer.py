@@ -97,11 +97,14 @@ class EventLog:
             owner_pages=owner_pages,
         )
 
-    def write(self, epoch: int, page_ids: U64, objects: int, owners: Sequence[int]) -> None:
+    def write(
+        self, epoch: int, page_ids: U64, objects: int, flags: Flag, owners: Sequence[int]
+    ) -> None:
         """Pages (u64[n]) of new objects begin to fill the tiers."""
         self._add(
             EventKind.WRITE,
             epoch,
+            flags=flags,
             count=objects,
             page_ids=page_ids,
             owners=owners,

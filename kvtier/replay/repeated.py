@@ -159,6 +159,7 @@ class RepeatedDrive:
                 wants_bytes=bool(event.flags & Flag.WANTS_BYTES),
                 held=bool(event.flags & Flag.HELD),
                 origin_shut=bool(event.flags & Flag.ORIGIN_SHUT),
+                writes_shut=bool(event.flags & Flag.WRITES_SHUT),
                 sizes=event.owner_pages.astype(np.int64) if owners else None,
                 answered=answered,
             )
@@ -195,7 +196,9 @@ class RepeatedDrive:
         page_ids = event.page_ids()
         if len(np.unique(page_ids)) != len(page_ids):
             raise event.error("it writes a page twice")
-        _check_epoch(event, self._driver.write(page_ids, event.count, done))
+        shut = bool(event.flags & Flag.WRITES_SHUT)
+        write = self._driver.write(page_ids, event.count, done, writes_shut=shut)
+        _check_epoch(event, write)
         self._after_batch()
 
     def _invalidate(self, event: Event) -> None:
@@ -242,9 +245,6 @@ class RepeatedDrive:
         work = self._driver.fills.get((kind, event.name, event.level))
         if work is None:
             raise event.error(f"nothing of {event.name} is written to level {event.level}")
-        if len(event.status) and (event.status == PageStatus.ABSENT).all():
-            self._driver.left_out(work)
-            return
         ok = event.status == PageStatus.OK if len(event.status) else None
         if ok is not None and len(ok) != len(work.action.slots):
             raise event.error(f"it has {len(ok)} slots, and another number is written")

@@ -212,7 +212,7 @@ class Tier(TypedDict):
 
     ``written_bytes`` is all that its device was written, ``write_amplification`` that by the pages
     which callers and fills gave it, ``drive_writes_per_day`` by its capacity.
-    ``write_capped_pages`` were not written, for the write limit.
+    ``write_capped_pages`` missed while the write limit was reached, and were not kept.
     """
 
     name: str

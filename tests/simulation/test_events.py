@@ -516,7 +516,7 @@ def test_requests_without_a_step_end_as_soon_as_there_is_room_for_them(tmp_path:
     with open_event_log(path, LogHeader("made", {}, {}, 1, 1)) as log:
         for number in (0, 1):
             log.begin(number, 0)
-        log.write(1, page_ids, 1, [0])
+        log.write(1, page_ids, 1, Flag(0), [0])
         log.read(2, page_ids, Purpose.PREFIX, Flag.WANTS_BYTES, [0, 1], [2, 2])
         for number in range(requests):
             if number > 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from kvtier.chain import (
 from kvtier.chain.admission import AdmissionRule
 from kvtier.chain.extents import ExtentRules
 from kvtier.chain.machine import Level
+from kvtier.chain.write_limit import WriteLimit
 from kvtier.index import create_index
 from kvtier.pages import U8, U64, PageStatus
 from kvtier.settings import ChainSettings
@@ -41,9 +42,11 @@ def make_chain(
     extent_pages: int = 4,
     gap: int = 0,
     coalesce: bool = True,
+    write_limits: Mapping[str, WriteLimit] | None = None,
 ) -> Chain:
     rules = ExtentRules(gap, extent_pages if coalesce else 1, batch_pages, batch_pages)
-    levels = [Level(name, name != "nvme", admit, True, rules) for name in tiers]
+    limits = write_limits or {}
+    levels = [Level(name, name != "nvme", admit, True, rules, limits.get(name)) for name in tiers]
     settings = ChainSettings(
         inflight_pages_max=inflight,
         device_batch_pages=batch_pages,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
 
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from small_cache import PAGE, opened, payload
 from small_cache import settings as small_settings
 
-from kvtier.chain import Action, Fill
+from kvtier.chain import LevelCounters, Read
 from kvtier.chain.write_limit import WriteLimit
 from kvtier.clock import VirtualClock
 from kvtier.opening import open_cache
@@ -37,7 +36,8 @@ def test_in_any_time_no_more_is_written_than_that_time_and_a_second_give(
     now_ns, written = 0, []
     for pause_ns, size in steps:
         now_ns += pause_ns
-        if limit.take(size, now_ns):
+        if not limit.is_reached(now_ns):
+            limit.charge(size)
             written.append((now_ns, size))
     for first, (start_ns, _) in enumerate(written):
         total = 0
@@ -50,65 +50,93 @@ def test_in_any_time_no_more_is_written_than_that_time_and_a_second_give(
 def test_a_second_is_written_at_once_and_then_as_fast_as_the_limit() -> None:
     limit, now_ns, taken = WriteLimit(100), 5 * NS_PER_S, []
     for _ in range(300):
-        taken.append(limit.take(10, now_ns))
+        taken.append(not limit.is_reached(now_ns))
+        if taken[-1]:
+            limit.charge(10)
         now_ns += NS_PER_S // 100
     assert taken[:10] == [True] * 10
     assert sum(taken) == pytest.approx(10 + 100 * 3 / 10, abs=2)
 
 
-class Limited(Harness):
-    """A device that asks its write limit at a time of its own."""
-
-    now_ns = 0
-
-    def fill(self, action: Fill) -> Iterable[Action]:
-        if not self.chain.may_write(action, self.now_ns):
-            return self.chain.left_out(action)
-        return super().fill(action)
+def test_what_is_not_written_is_given_back() -> None:
+    limit = WriteLimit(100)
+    assert not limit.is_reached(0)
+    limit.charge(500)
+    assert limit.is_reached(NS_PER_S)
+    limit.charge(-400)
+    assert not limit.is_reached(NS_PER_S)
 
 
-def limited(pages_per_s: int) -> Limited:
-    chain = make_chain(("hbm", "nvme"))
-    chain._tiers = (
-        chain._tiers[0],
-        replace(chain._tiers[1], write_limit=WriteLimit(pages_per_s * PAGE_BYTES)),
-    )
-    return Limited(chain, (64, 256))
+class Limited:
+    """A chain whose drive has a write limit, at a time that the test tells."""
+
+    def __init__(self, pages_per_s: int) -> None:
+        chain = make_chain(
+            ("hbm", "nvme"), write_limits={"nvme": WriteLimit(pages_per_s * PAGE_BYTES)}
+        )
+        self.harness = Harness(chain, (64, 256))
+        self.now_ns = 0
+
+    @property
+    def level(self) -> LevelCounters:
+        return self.harness.chain.counters.levels[1]
+
+    def read(self, first: int, pages: int = 8) -> Read:
+        shut = self.harness.chain.writes_shut(self.now_ns)
+        read = self.harness.read(list(range(first, first + pages)), writes_shut=shut)
+        self.harness.end_all()
+        assert read in self.harness.done
+        return read
+
+    def slots(self) -> int:
+        return int(np.count_nonzero(self.harness.indexes[1].snapshot().states))
 
 
-def test_what_is_left_out_is_served_and_leaves_no_slot_behind() -> None:
-    one = limited(8)
+def test_what_comes_over_the_limit_is_served_and_takes_no_slot() -> None:
+    one = Limited(8)
     for first in range(0, 64, 8):
-        read = one.read(list(range(first, first + 8)))
-        one.end_all()
-        assert read.status.tolist() == [PageStatus.OK] * 8
-    level = one.chain.counters.levels[1]
+        assert one.read(first).status.tolist() == [PageStatus.OK] * 8
     # The first eight are the second's burst; eight more begin when nothing is owed.
-    assert (level.device_writes, level.write_capped_pages) == (16, 48)
-    assert one.chain.idle
-    states = one.indexes[1].snapshot().states
-    assert np.count_nonzero(states) == 16
+    assert (one.level.device_writes, one.level.write_capped_pages) == (16, 48)
+    assert one.slots() == 16
+    assert one.harness.chain.idle
     one.now_ns += 2 * NS_PER_S
-    one.read(list(range(100, 108)))
-    one.end_all()
-    assert level.device_writes + 8 == one.chain.counters.levels[1].device_writes
+    one.read(100)
+    assert (one.level.device_writes, one.level.write_capped_pages) == (24, 48)
+
+
+def test_pages_that_are_in_the_tier_are_hits_whatever_was_written() -> None:
+    one = Limited(8)
+    for first in range(0, 64, 8):
+        one.read(first)
+    hbm = one.harness.indexes[0]
+    hbm.invalidate(np.arange(64, dtype=np.uint64))
+    one.read(0, 16)
+    assert one.level.hits == 16
+
+
+def test_slots_that_are_given_back_cost_nothing() -> None:
+    one = Limited(8)
+    absent = np.full(8, PageStatus.ABSENT, np.uint8)
+    for first in range(0, 64, 8):
+        shut = one.harness.chain.writes_shut(one.now_ns)
+        one.harness.read(list(range(first, first + 8)), writes_shut=shut)
+        one.harness.end_fetch(one.harness.fetches[0], absent)
+    assert one.level.write_capped_pages == 0
+    assert not one.harness.chain.writes_shut(one.now_ns)
 
 
 def test_explicit_writes_count_against_it_too() -> None:
-    one = limited(8)
+    one = Limited(8)
+    chain = one.harness.chain
     for first in range(0, 64, 8):
-        write = one.write(list(range(first, first + 8)))
-        assert write in one.done
-    assert one.chain.counters.levels[1].write_capped_pages == 48
-    assert one.chain.counters.written_pages == 64
-
-
-def test_memory_has_no_limit() -> None:
-    one = limited(8)
-    for first in range(0, 64, 8):
-        one.write(list(range(first, first + 8)))
-    assert one.chain.counters.levels[0].write_capped_pages == 0
-    assert not one.chain.has_write_limit(0)
+        page_ids = np.arange(first, first + 8, dtype=np.uint64)
+        write, actions = chain.write(page_ids, 1, writes_shut=chain.writes_shut(0))
+        one.harness.perform(actions)
+        assert write in one.harness.done
+    assert (one.level.device_writes, one.level.write_capped_pages) == (16, 48)
+    assert chain.counters.written_pages == 64
+    assert chain.counters.levels[0].write_capped_pages == 0
 
 
 @pytest.mark.asyncio
@@ -131,8 +159,7 @@ async def test_a_cache_asks_its_own_clock() -> None:
             await cache.drain()
         counters = cache.driver.chain.counters.levels[0]
         assert counters.hits == 32
-        # Fills are of eight pages: two are paid for, and a third begins when nothing is owed.
-        assert (counters.device_writes, counters.write_capped_pages) == (56, 40)
+        assert (counters.device_writes, counters.write_capped_pages) == (64, 32)
 
 
 @pytest.mark.asyncio
