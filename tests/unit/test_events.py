@@ -50,7 +50,7 @@ def test_every_event_is_read_as_it_was_told(tmp_path: Path) -> None:
         log.read(1, ids(5, 6, 7, 7, 1 << 63), Purpose.SPARSE, Flag.GOES_ON, [4, 0], [2, 3])
         with owned_by(Owners((3,))):
             log.put(np.array([2, 9], np.int64))
-        log.write(2, ids(3, 2, 1), 1, [3])
+        log.write(2, ids(3, 2, 1), 1, Flag.WRITES_SHUT, [3])
         log.fetched(17, np.array([0, 1, 3], np.uint8), np.array([4, 0], np.int64))
         log.fetched(18, None, None)
         log.filled(EventKind.FILLED, 17, 2, np.array([3, 0], np.uint8))
@@ -73,6 +73,7 @@ def test_every_event_is_read_as_it_was_told(tmp_path: Path) -> None:
     assert (read.owners.tolist(), read.owner_pages.tolist()) == ([4, 0], [2, 3])
     assert (put.name, put.counts.tolist()) == (3, [2, 9])
     assert (write.count, write.page_ids().tolist(), write.owners.tolist()) == (1, [3, 2, 1], [3])
+    assert write.flags == Flag.WRITES_SHUT
     assert (fetched.name, fetched.status.tolist(), fetched.counts.tolist()) == (
         17,
         [0, 1, 3],
