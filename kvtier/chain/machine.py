@@ -91,7 +91,7 @@ class Chain:
         self._backlogs: tuple[deque[Flight], deque[Flight]] = (deque(), deque())
         buffers = settings.staging_bytes // (settings.device_batch_pages * page_bytes)
         self._free_buffers = list(range(buffers - 1, -1, -1))
-        self._kept_buffers = buffers // 4
+        self._kept_buffers = _kept_buffers(buffers, tiers)
         self._open_batches = 0
         compile_all()
         self.buffer_count = buffers
@@ -611,6 +611,13 @@ class Chain:
         self._open_batches -= 1
         self._epochs.let_go(write.epoch)
         return [Complete(write)]
+
+
+def _kept_buffers(buffers: int, tiers: Sequence[Level]) -> int:
+    """Staging buffers that the origin does not get, where a drive needs some: an eighth."""
+    if buffers < 4 or all(tier.in_memory for tier in tiers):
+        return 0
+    return -(-buffers // 8)
 
 
 def _if_any(action: type[Publish] | type[Abort], level: int, slots: I64) -> list[Action]:

@@ -379,6 +379,15 @@ def test_reads_of_a_drive_find_a_buffer_while_fills_are_stuck() -> None:
     assert harness.chain.idle
 
 
+@pytest.mark.parametrize(("tiers", "asked"), [((), 4), (("dram",), 4), (("dram", "nvme"), 3)])
+def test_without_a_drive_the_origin_has_every_buffer(tiers: tuple[str, ...], asked: int) -> None:
+    harness = Harness(make_chain(tiers, buffers=4), slots=(256, 256))
+    harness.read(list(range(100, 140)))
+    assert len(harness.fetches) == asked
+    harness.end_all()
+    assert harness.chain.idle
+
+
 def test_an_empty_batch_is_complete_at_once() -> None:
     harness = Harness(make_chain())
     read = harness.read([])
