@@ -1,0 +1,60 @@
+"""The compiled loops of a log's index."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kvtier.jit import jit
+from kvtier.pages import I64, U64, Bool
+
+
+def compile_all() -> None:
+    """Run every kernel on an empty batch, so that no request waits for the compiler."""
+    none, epochs, never = np.empty(0, np.int64), np.empty(0, np.uint64), np.empty(0, np.bool_)
+    touch(none, never, epochs, 1, np.uint64(1), none)
+    count(none, none, 1, 1)
+    place(none, none, none, none)
+
+
+@jit
+def touch(
+    location_of: I64,
+    touched: Bool,
+    touched_at: U64,
+    segment_pages: int,
+    epoch: np.uint64,
+    slots: I64,
+) -> None:
+    """Replace slots by the locations of their pages, and mark those as touched in ``epoch``."""
+    for row in range(slots.size):
+        location = location_of[slots[row]]
+        slots[row] = location
+        touched[location] = True
+        touched_at[location // segment_pages] = epoch
+
+
+@jit
+def count(counts: I64, locations: I64, segment_pages: int, step: int) -> None:
+    """Add ``step`` to the count of each location's segment."""
+    for location in locations:
+        counts[location // segment_pages] += step
+
+
+@jit
+def place(location_of: I64, slot_of: I64, slots: I64, locations: I64) -> int:
+    """Bring slots and locations together; lists in ``slots`` those whose location is taken.
+
+    Slots below 0 are passed over. Returns how many are listed.
+    """
+    refused = 0
+    for row in range(locations.size):
+        slot = slots[row]
+        if slot < 0:
+            continue
+        if slot_of[locations[row]] >= 0:
+            slots[refused] = slot
+            refused += 1
+        else:
+            slot_of[locations[row]] = slot
+            location_of[slot] = locations[row]
+    return refused
