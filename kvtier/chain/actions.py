@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from kvtier.chain.counters import LevelCounters
 from kvtier.chain.extents import Extents
 from kvtier.chain.flight import Flight, Read, Write
-from kvtier.pages import I64, U64
+from kvtier.pages import I64, U64, Moves
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,6 +78,22 @@ class Fill:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Move:
+    """Write pages of a tier again elsewhere in it; answer with ``ChainDriver.end_move``.
+
+    Attributes:
+        number: its name.
+        counters: where it is counted.
+        moves: from where to where.
+    """
+
+    level: int
+    number: int
+    counters: LevelCounters
+    moves: Moves
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Publish:
     """Make filled slots visible."""
 
@@ -107,4 +124,6 @@ class Complete:
     ticket: Read | Write
 
 
-Action: TypeAlias = Lookup | Fetch | Copy | Fill | Publish | Abort | Invalidate | Complete
+Action: TypeAlias = (
+    Lookup | Fetch | Copy | Fill | Move | Publish | Abort | Invalidate | Complete
+)

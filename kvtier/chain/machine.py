@@ -26,6 +26,7 @@ from kvtier.chain.actions import (
     Fill,
     Invalidate,
     Lookup,
+    Move,
     Publish,
 )
 from kvtier.chain.counters import Counters, no_counts, total
@@ -35,7 +36,18 @@ from kvtier.chain.flight import NO_ROWS, UNRESOLVED, Flight, Read, Waiter, Write
 from kvtier.chain.flights import Flights
 from kvtier.chain.kernels import compile_all
 from kvtier.chain.misses import fold, with_hits
-from kvtier.pages import I64, U8, U64, Bool, LookupResult, Misses, PageState, PageStatus, Purpose
+from kvtier.pages import (
+    I64,
+    U8,
+    U64,
+    Bool,
+    LookupResult,
+    Misses,
+    Moves,
+    PageState,
+    PageStatus,
+    Purpose,
+)
 from kvtier.settings import ChainSettings
 
 
@@ -85,6 +97,8 @@ class Chain:
         buffers = settings.staging_bytes // (settings.device_batch_pages * page_bytes)
         self._free_buffers = list(range(buffers - 1, -1, -1))
         self._open_batches = 0
+        self._open_moves = 0
+        self._last_move = 0
         compile_all()
         self.buffer_count = buffers
         self.by_purpose = {purpose: no_counts(len(self._levels)) for purpose in Purpose}
@@ -103,8 +117,8 @@ class Chain:
 
     @property
     def idle(self) -> bool:
-        """No batch is unanswered, and no page is on its way."""
-        return self._open_batches == 0 and not self._flights
+        """No batch is unanswered, no page is on its way, and none is being moved."""
+        return self._open_batches == 0 and self._open_moves == 0 and not self._flights
 
     def is_in_memory(self, level: int) -> bool:
         """Whether a level is a tier in memory, and no device."""
@@ -208,13 +222,14 @@ class Chain:
         counters = action.ticket.counters.levels[action.level]
         counters.evictions += len(result.evicted)
         counters.bypasses += result.bypasses
+        actions = [] if result.moves is None else self._move(action, result.moves)
         match action.ticket:
             case Read() as read:
-                return self._first_lookup(read, result)
+                return actions + self._first_lookup(read, result)
             case Flight() as flight:
-                return self._next_lookup(action.level, flight, result)
+                return actions + self._next_lookup(action.level, flight, result)
             case Write() as write:
-                return self._write_lookup(action.level, write, result)
+                return actions + self._write_lookup(action.level, write, result)
 
     def not_looked_up(self, action: Lookup) -> list[Action]:
         """Go on with a read of which the page ids were lost, with the GPU that they were on."""
@@ -299,6 +314,20 @@ class Chain:
             return actions + self._end_if_done(origin)
         return actions + (self._complete_write(origin) if origin.steps == 0 else [])
 
+    def moved(self, move: Move, ok: Bool, lost: int) -> list[Action]:
+        """Go on after pages were moved.
+
+        Args:
+            move: as asked for.
+            ok: bool[m], which of its pages.
+            lost: pages that left the tier because they could not be moved.
+        """
+        move.counters.moved_pages += len(ok)
+        move.counters.device_writes += len(ok)
+        move.counters.evictions += lost
+        self._open_moves -= 1
+        return []
+
     # -- routing ------------------------------------------------------------------------------
 
     def _lookup(self, level: int, ticket: Read | Flight | Write, page_ids: U64) -> Lookup:
@@ -314,6 +343,12 @@ class Chain:
         newest, oldest = self._epochs.newest, self._epochs.oldest
         share = self._tiers[level].admit
         return Lookup(level, ticket, page_ids, newest, oldest, share, only_resident)
+
+    def _move(self, lookup: Lookup, moves: Moves) -> list[Action]:
+        self._open_moves += 1
+        self._last_move += 1
+        counters = lookup.ticket.counters.levels[lookup.level]
+        return [Move(lookup.level, self._last_move, counters, moves)]
 
     def _first_lookup(self, read: Read, result: LookupResult) -> list[Action]:
         if not self._tiers[0].in_memory:

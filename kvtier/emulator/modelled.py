@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvtier.chain import Chain, ChainDriver
+from kvtier.chain import Chain, ChainDriver, Move
 from kvtier.chain.driver import Index
 from kvtier.emulator.host import Host
 from kvtier.emulator.station import Route, Station, Work
@@ -66,6 +66,21 @@ class ModelledDriver(ChainDriver):
             locations = locations + locations.dtype.type(route.first_slot)
         work = Work(locations, pages, self.hardware.page_bytes, is_write)
         route.travel(self.timeline, work, end)
+
+    def travel_runs(self, route: Route, slots: I64, end: Event, *, is_write: bool) -> None:
+        """Send pages (i64[n], where they are in a tier) on their way, neighbours together."""
+        starts = np.flatnonzero(np.diff(slots, prepend=slots[:1] - 2) != 1)
+        pages = np.diff(starts, append=len(slots))
+        self.travel(route, slots[starts], pages, end, is_write=is_write)
+
+    def travel_moves(self, action: Move, end: Event) -> None:
+        """Let pages of a device be read, and then written elsewhere."""
+        route, moves = self.hardware.routes[action.level], action.moves
+
+        def write() -> None:
+            self.travel_runs(route, moves.targets, end, is_write=True)
+
+        self.travel_runs(route, moves.sources, write, is_write=False)
 
     def put_objects(self, pages: I64, end: Event) -> None:
         """Send new objects (i64[n], pages of each) on their way to the last level, as travel does.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 
 from kvtier.folding import number_leaders
@@ -14,10 +12,6 @@ from kvtier.index.interface import IndexSnapshot, check_pending, hint_column, se
 from kvtier.index.kernels import SlotTable
 from kvtier.pages import I64, U32, U64, Bool, LookupResult, Misses, all_hit
 from kvtier.rows import aligned_rows, as_column
-
-_RESTORED_AT_ONCE: Final = 1 << 17
-"""Pages that one compiled call restores, so that Ctrl-C is heard between calls."""
-
 
 class NumbaIndex:
     """A :class:`kvtier.index.interface.PageIndex`; see there for what the methods promise.
@@ -124,9 +118,7 @@ class NumbaIndex:
             i64[n], the slot of each page; -1 if its set is full, or it was there before.
         """
         slots = np.empty(page_ids.size, np.int64)
-        for first in range(0, page_ids.size, _RESTORED_AT_ONCE):
-            part = slice(first, first + _RESTORED_AT_ONCE)
-            kernels.restore(self._table, page_ids[part], slots[part])
+        kernels.restore(self._table, page_ids, slots)
         return slots
 
     def snapshot(self) -> IndexSnapshot:

@@ -12,6 +12,8 @@ locations, so that sets rarely overflow, and eviction is the log's.
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from kvtier.index import log_kernels
@@ -21,6 +23,9 @@ from kvtier.index.log_geometry import LogGeometry
 from kvtier.index.log_ring import LogRing
 from kvtier.pages import I64, U32, U64, Bool, LookupResult, Moves, PageState
 from kvtier.rows import as_column
+
+_RESTORED_AT_ONCE: Final = 1 << 17
+"""Pages that one compiled call restores, so that Ctrl-C is heard between calls."""
 
 
 class LogIndex:
@@ -54,7 +59,7 @@ class LogIndex:
         self._touched = np.zeros(geometry.locations, np.bool_)
         """The page at the location was asked for since it was given the location."""
         self._touched_at = np.zeros(geometry.segments, np.uint64)
-        """The newest epoch that found a page in the segment."""
+        """The newest epoch that found a page in the segment, or was given a location there."""
         self._pending = np.zeros(geometry.segments, np.int64)
         """Locations of the segment that were given, and not published, aborted or moved to."""
         self._moving = np.zeros(geometry.segments, np.int64)
@@ -99,6 +104,7 @@ class LogIndex:
             self._location_of[slots[placed]] = given
             self._slot_of[given] = slots[placed]
             self._give(given)
+            self._touched_at[given // self.geometry.segment_pages] = epoch
             self._index.abort(slots[rest])
             found = found._replace(bypasses=found.bypasses + len(rest))
         misses = found.misses._replace(slots=locations)
@@ -169,10 +175,11 @@ class LogIndex:
         pages = self.geometry.segment_pages
         ages = np.argsort(np.argsort(generations))[locations // pages] * pages + locations % pages
         newest_first = np.argsort(ages)[::-1]
-        page_ids, locations = page_ids[newest_first], locations[newest_first]
-        slots = self._index.restore(page_ids)
-        refused = log_kernels.place(self._location_of, self._slot_of, slots, locations)
-        self._index.drop(slots[:refused])
+        for first in range(0, len(newest_first), _RESTORED_AT_ONCE):
+            rows = newest_first[first : first + _RESTORED_AT_ONCE]
+            slots = self._index.restore(page_ids[rows])
+            refused = log_kernels.place(self._location_of, self._slot_of, slots, locations[rows])
+            self._index.drop(slots[:refused])
         self._ring.restore(generations)
 
     def snapshot(self) -> IndexSnapshot:

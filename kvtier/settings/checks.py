@@ -36,6 +36,11 @@ WAYS: Final = (8, 16, 32)
 TAIL_RATIO_MAX: Final = 1000
 """How much longer the 99th percentile of a latency may be than its median."""
 
+SEGMENT_MIN: Final = 1 << 20
+SEGMENT_MAX: Final = 1 << 30
+"""Bytes of a segment: below, its writes are no longer sequential; above, it is held in memory for
+long, and pages are let go in lumps."""
+
 _COUNT_MAX: Final = (1 << 31) - 1
 """Bound of every count of pages or requests: far above use, and arithmetic on it stays in i64."""
 
@@ -134,6 +139,9 @@ def _tier_problems(tier: TierSettings, page_bytes: int) -> Iterator[Problem]:
         yield Problem(f"{prefix}.path", f"{prefix}.path: only the nvme tier has a file")
     yield from _outside(f"{prefix}.admit", tier.admit, 0, 1)
     yield from _outside(f"{prefix}.queue_depth", tier.queue_depth, 1, 1024)
+    yield from _outside(
+        f"{prefix}.segment", tier.segment_bytes, SEGMENT_MIN, SEGMENT_MAX, format_bytes
+    )
     yield from _extent_problems(prefix, tier)
 
 

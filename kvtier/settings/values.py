@@ -84,6 +84,8 @@ class TierSettings:
         direct: open the file with O_DIRECT where the file system can.
         merge_gap_pages: unwanted pages read to join two extents into one; 0 joins neighbours only.
         extent_pages_max: most pages of one device read; 1 never merges.
+        segment_bytes: payload that an ``nvme`` tier writes, and later lets go, as a whole; smaller
+            in a tier that would have fewer than 8 of them.
         model: the device in virtual time (``simulate``).
     """
 
@@ -98,6 +100,7 @@ class TierSettings:
     direct: bool = True
     merge_gap_pages: int = 0
     extent_pages_max: int = 32
+    segment_bytes: int = 4 << 20
     model: DeviceModel | None = None
 
 

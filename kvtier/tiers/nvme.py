@@ -18,7 +18,7 @@ import numpy as np
 
 from kvtier.checksum import xxh64_rows
 from kvtier.errors import DeviceError, SettingsError
-from kvtier.index import PageIndex, create_index
+from kvtier.index import LogIndex, log_geometry
 from kvtier.io import FileEngine, open_engine
 from kvtier.io.gate import outlast
 from kvtier.pages import I64, U8, U64, Bool, PageStatus
@@ -37,12 +37,12 @@ _GOLDEN: Final = np.uint64(0x9E37_79B9_7F4A_7C15)
 
 
 class NvmeTier:
-    """Pages in the slots of one file. Calls may overlap, unless they touch the same slots.
+    """Pages at the locations of a log, in one file. Calls may overlap, unless they touch the same slots.
 
     Args:
         file: the open file, at least ``slots * page_bytes`` long; closed by ``close``.
-        index: which page lies in which slot.
-        slots: pages that the file holds.
+        index: which page lies at which location.
+        slots: locations of the file.
         page_bytes: bytes of a page.
 
     Attributes:
@@ -54,7 +54,7 @@ class NvmeTier:
     in_memory: ClassVar[Literal[False]] = False
     name: ClassVar[str] = "nvme"
 
-    def __init__(self, file: FileEngine, index: PageIndex, slots: int, page_bytes: int) -> None:
+    def __init__(self, file: FileEngine, index: LogIndex, slots: int, page_bytes: int) -> None:
         self.index = index
         self.io_errors = 0
         self.corrupt_pages = 0
@@ -147,6 +147,44 @@ class NvmeTier:
             )
         return status
 
+    async def move(self, sources: I64, targets: I64, page_ids: U64) -> U8:
+        """Write pages again at other locations, verified on the way.
+
+        Args:
+            sources: i64[n], where they are.
+            targets: i64[n], where they go.
+            page_ids: u64[n], what they are.
+
+        Returns:
+            u8[n]: OK, or FAILED: the page is not at its target.
+
+        Raises:
+            ClosedError: the tier was closed.
+        """
+        step = max(1, STAGING_BYTES // self._page_bytes)
+        staging = aligned_rows(min(step, len(sources)), self._page_bytes)
+        status = np.empty(len(sources), np.uint8)
+        for first in range(0, len(sources), step):
+            part = slice(first, first + step)
+            rows = np.arange(len(sources[part]))
+            starts = _run_starts(sources[part], rows)
+            counts = np.diff(starts, append=len(rows))
+            read = await self.read(
+                sources[part][starts],
+                counts,
+                starts,
+                staging,
+                page_ids[part],
+                sources[part],
+                rows,
+            )
+            here = np.flatnonzero(read == PageStatus.OK)
+            read[here] = await self.write(
+                targets[part][here], page_ids[part][here], staging, here
+            )
+            status[part] = read
+        return status
+
     def pin(self, memory: U8) -> None:
         """See :meth:`kvtier.io.FileEngine.pin`."""
         self._file.pin(memory)
@@ -183,7 +221,9 @@ def open_nvme(settings: TierSettings, slots: int, page_bytes: int, seed: int) ->
     The file is locked, so that no second cache can take it. Without a path it is a temporary one
     that has no name any more once it is open: its space returns however the process ends.
     """
-    index = create_index(slots, settings.ways, seed)
+    geometry = log_geometry(slots, page_bytes, settings.segment_bytes)
+    index = LogIndex(geometry, settings.ways, seed)
+    slots = geometry.locations
     if settings.path is not None:
         file = _open_file(settings, settings.path, slots, page_bytes)
     else:
