@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from kvtier.emulator.station import Route, Station, Work
 from kvtier.emulator.timeline import Event, Timeline
 from kvtier.measure import measurements_by_purpose
 from kvtier.pages import I64, U64
+
+RUN_BYTES: Final = 256 << 10
+"""Of a drive, that one operation of pages side by side writes or moves."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,8 +72,13 @@ class ModelledDriver(ChainDriver):
         route.travel(self.timeline, work, end)
 
     def travel_runs(self, route: Route, slots: I64, end: Event, *, is_write: bool) -> None:
-        """Send pages (i64[n], where they are in a tier) on their way, neighbours together."""
-        starts = np.flatnonzero(np.diff(slots, prepend=slots[:1] - 2) != 1)
+        """Send pages (i64[n], where they are in a tier) on their way, neighbours together.
+
+        An operation stays within :data:`RUN_BYTES`, so that others get their turn.
+        """
+        runs = slots // max(1, RUN_BYTES // self.hardware.page_bytes)
+        breaks = (np.diff(slots) != 1) | (np.diff(runs) != 0)
+        starts = np.flatnonzero(np.concatenate(([True], breaks)))
         pages = np.diff(starts, append=len(slots))
         self.travel(route, slots[starts], pages, end, is_write=is_write)
 

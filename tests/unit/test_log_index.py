@@ -14,6 +14,9 @@ from kvtier.pages import I64, U64, LookupResult, PageState
 
 GEOMETRY = LogGeometry(segments=7, segment_pages=4, spare_segments=2)
 WAYS = 8
+"""Few enough that sets overflow."""
+ROOMY_WAYS = 32
+"""So many that none does."""
 PAGES = st.integers(0, 60)
 
 
@@ -144,7 +147,7 @@ class Tier:
     """An index, and a clock of epochs that are released at once; what it admits is published."""
 
     def __init__(self, geometry: LogGeometry = GEOMETRY) -> None:
-        self.index = LogIndex(geometry, WAYS, seed=1)
+        self.index = LogIndex(geometry, ROOMY_WAYS, seed=1)
         self.epoch = 0
 
     def ask(self, *pages: int, end: bool = True) -> LookupResult:
@@ -245,7 +248,7 @@ def test_a_segment_under_a_reader_is_not_written_and_pages_pass_by() -> None:
         index.publish(reserved[reserved >= 0])
         bypasses += found.bypasses
         if found.moves is not None:
-            index.moved(found.moves.sources, found.moves.targets, np.ones(1, np.bool_))
+            tier.end_moves(found)
     assert 0 not in given
     assert bypasses > 0
     found = index.lookup(ids(1000), 21, 21)
@@ -293,8 +296,9 @@ def test_generations_only_grow() -> None:
 def restored(
     page_ids: list[int], locations: list[int], generations: list[int]
 ) -> tuple[LogIndex, I64]:
-    index = LogIndex(GEOMETRY, WAYS, seed=1)
-    index.restore(ids(*page_ids), np.array(locations), np.array(generations, np.uint64))
+    index = LogIndex(GEOMETRY, ROOMY_WAYS, seed=1)
+    where = np.array(locations, np.int64)
+    index.restore(ids(*page_ids), where, np.array(generations, np.uint64))
     return index, index.peek(ids(*page_ids))
 
 
