@@ -124,6 +124,4 @@ class Complete:
     ticket: Read | Write
 
 
-Action: TypeAlias = (
-    Lookup | Fetch | Copy | Fill | Move | Publish | Abort | Invalidate | Complete
-)
+Action: TypeAlias = Lookup | Fetch | Copy | Fill | Move | Publish | Abort | Invalidate | Complete

@@ -17,7 +17,7 @@ class LevelCounters:
         device_reads: operations (extents) issued to the device, and their bytes in
             ``read_bytes``, gap pages included; 0 for tiers in memory.
         merged_extents: device reads that brought more than one page.
-        device_writes: pages written to the device, those that moved included; 0 for tiers in memory.
+        device_writes: pages written to the device, moved ones included; 0 for tiers in memory.
         moved_pages: pages that a log read and wrote again, so that they stay; no device reads of
             the chain, for no demand read asked for them.
         failures: pages that the level should have had but could not read.

@@ -13,6 +13,7 @@ from kvtier.index.kernels import SlotTable
 from kvtier.pages import I64, U32, U64, Bool, LookupResult, Misses, all_hit
 from kvtier.rows import aligned_rows, as_column
 
+
 class NumbaIndex:
     """A :class:`kvtier.index.interface.PageIndex`; see there for what the methods promise.
 

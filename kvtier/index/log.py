@@ -184,15 +184,12 @@ class LogIndex:
 
     def snapshot(self) -> IndexSnapshot:
         """As of :meth:`PageIndex.snapshot`, by location; what is given and empty reads as 0."""
-        columns = self._index.snapshot()
-        is_held = self._slot_of >= 0
-        by_location = (np.where(is_held, column[self._slot_of], 0) for column in columns)
-        return IndexSnapshot(
-            *(
-                values.astype(column.dtype)
-                for values, column in zip(by_location, columns, strict=True)
-            )
-        )
+        by_slot = self._index.snapshot()
+        is_empty = self._slot_of < 0
+        found = IndexSnapshot(*(column[self._slot_of] for column in by_slot))
+        for column in found:
+            column[is_empty] = 0
+        return found
 
     # -- making room --------------------------------------------------------------------------
 

@@ -128,9 +128,7 @@ class ReferenceIndex:
         """As of the Numba engine."""
         slots = []
         for page in page_ids.tolist():
-            empty = [
-                slot for slot in self._set(page) if self._slots[slot].state == PageState.EMPTY
-            ]
+            empty = [slot for slot in self._set(page) if self._slots[slot].state == PageState.EMPTY]
             slots.append(-1 if self._find(page) >= 0 or not empty else empty[0])
             if slots[-1] >= 0:
                 self._slots[slots[-1]] = _Slot(page, PageState.VALID)

@@ -37,7 +37,7 @@ _GOLDEN: Final = np.uint64(0x9E37_79B9_7F4A_7C15)
 
 
 class NvmeTier:
-    """Pages at the locations of a log, in one file. Calls may overlap, unless they touch the same slots.
+    """Pages at the locations of a log, in one file. Calls may overlap, if they touch others.
 
     Args:
         file: the open file, at least ``slots * page_bytes`` long; closed by ``close``.
@@ -179,9 +179,7 @@ class NvmeTier:
                 rows,
             )
             here = np.flatnonzero(read == PageStatus.OK)
-            read[here] = await self.write(
-                targets[part][here], page_ids[part][here], staging, here
-            )
+            read[here] = await self.write(targets[part][here], page_ids[part][here], staging, here)
             status[part] = read
         return status
 

@@ -74,6 +74,7 @@ class LogTwin:
             if state != PageState.EMPTY:
                 self.places[slot].touched = True
                 self._segment_of(self.places[slot].location).touched_at = epoch
+        at = {slot: place.location for slot, place in self.places.items()}
         evicted = found.evicted.tolist()
         bypasses = found.bypasses
         moves: list[tuple[int, int, int]] = []
@@ -86,13 +87,13 @@ class LogTwin:
                 places.append(self._next_place())
             for slot, place in zip(reserved, places, strict=False):
                 self._settle(slot, place)
+                at[slot] = place.location
                 segment = self._segment_of(place.location)
                 segment.pending += 1
                 segment.touched_at = epoch
             rest = reserved[len(places) :]
             self.index.abort(np.array(rest, np.int64))
             bypasses += len(rest)
-        at = {slot: place.location for slot, place in self.places.items()}
         locations = [at.get(slot, -1) for slot in slots]
         return Answer(states, locations, evicted, bypasses, moves)
 

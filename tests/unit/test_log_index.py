@@ -115,9 +115,7 @@ class Log(RuleBasedStateMachine):
     def both_hold_the_same_pages_at_the_same_places(self) -> None:
         snapshot = self.index.snapshot()
         held = np.flatnonzero(snapshot.states)
-        pages = {
-            int(at): (int(snapshot.tags[at]), int(snapshot.states[at])) for at in held
-        }
+        pages = {int(at): (int(snapshot.tags[at]), int(snapshot.states[at])) for at in held}
         assert pages == self.twin.pages()
         assert self.index.generations.tolist() == self.twin.generations
 
@@ -137,7 +135,7 @@ class Log(RuleBasedStateMachine):
 
 
 TestLog = Log.TestCase
-TestLog.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+TestLog.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
 
 
 # -- law by law -----------------------------------------------------------------------------------

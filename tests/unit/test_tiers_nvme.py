@@ -254,9 +254,7 @@ async def test_a_failed_write_is_told_page_by_page(path: Path, engine: Any) -> N
 
 
 @pytest.mark.asyncio
-async def test_moved_pages_are_where_they_went_and_where_they_were(
-    path: Path, engine: Any
-) -> None:
+async def test_moved_pages_are_where_they_went_and_where_they_were(path: Path, engine: Any) -> None:
     sources, targets = np.array([3, 4, 9, 20]), np.array([66, 67, 68, 80])
     async with opened(path, engine) as tier:
         pages = await fill(tier)
