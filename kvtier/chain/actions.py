@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from kvtier.chain.counters import LevelCounters
 from kvtier.chain.extents import Extents
 from kvtier.chain.flight import Flight, Read, Write
 from kvtier.pages import I64, U64, Moves
@@ -83,13 +82,13 @@ class Move:
 
     Attributes:
         number: its name.
-        counters: where it is counted.
+        ticket: of the lookup that makes room by it.
         moves: from where to where.
     """
 
     level: int
     number: int
-    counters: LevelCounters
+    ticket: Read | Flight | Write
     moves: Moves
 
 

@@ -83,7 +83,7 @@ class Write:
 
     Attributes:
         counters: where it is counted.
-        steps: lookups and fills not yet answered.
+        steps: lookups, fills and moves not yet answered.
     """
 
     epoch: int

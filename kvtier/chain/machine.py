@@ -322,11 +322,16 @@ class Chain:
             ok: bool[m], which of its pages.
             lost: pages that left the tier because they could not be moved.
         """
-        move.counters.moved_pages += len(ok)
-        move.counters.device_writes += len(ok)
-        move.counters.evictions += lost
+        ticket = move.ticket
+        counters = ticket.counters.levels[move.level]
+        counters.moved_pages += len(ok)
+        counters.device_writes += len(ok)
+        counters.evictions += lost
         self._open_moves -= 1
-        return []
+        if not isinstance(ticket, Write):
+            return []
+        ticket.steps -= 1
+        return self._complete_write(ticket) if ticket.steps == 0 else []
 
     # -- routing ------------------------------------------------------------------------------
 
@@ -345,10 +350,12 @@ class Chain:
         return Lookup(level, ticket, page_ids, newest, oldest, share, only_resident)
 
     def _move(self, lookup: Lookup, moves: Moves) -> list[Action]:
+        ticket = lookup.ticket
+        if isinstance(ticket, Write):
+            ticket.steps += 1  # so that writers are no faster than the log
         self._open_moves += 1
         self._last_move += 1
-        counters = lookup.ticket.counters.levels[lookup.level]
-        return [Move(lookup.level, self._last_move, counters, moves)]
+        return [Move(lookup.level, self._last_move, ticket, moves)]
 
     def _first_lookup(self, read: Read, result: LookupResult) -> list[Action]:
         if not self._tiers[0].in_memory:

@@ -112,7 +112,6 @@ class Waves:
         writes = [step for step in steps if isinstance(step, Writes)]
         if writes:
             await self._writer.write(writes)
-            await self._cache.drain()  # moves, too, hold their segments for a time
 
     async def _read(self, page_ids: U64, purpose: Purpose) -> None:
         for start in range(0, len(page_ids), self._batch_pages):
