@@ -289,7 +289,8 @@ def restore(table: SlotTable, page_ids: U64, slots: I64) -> None:
         first = _first_slot(table, hashed)
         for slot in range(first, first + table.ways):
             if table.states[slot] == _EMPTY:
-                _reserve(table, slot, page_id, hashed, np.uint32(0), np.uint32(0))
+                table.tags[slot] = page_id
+                table.digests[slot] = np.uint8(hashed & _DIGEST_MASK)
                 table.states[slot] = _VALID
                 slots[row] = slot
                 break

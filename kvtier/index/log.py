@@ -6,8 +6,8 @@ that were asked for since they were written are *moved*: written again at the he
 to half of a segment, the youngest first. So the log is a FIFO with reinsertion (as CLOCK, or the
 reinsertion of CacheLib's flash cache, Berg et al., OSDI 2020), written sequentially.
 
-Where the pages are is decided by a set-associative index with more slots than the log has
-locations, so that sets rarely overflow, and eviction is the log's.
+Where the pages are is decided by a set-associative index with half as many slots again as the log
+has locations, so that sets rarely overflow, and eviction is the log's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kvtier.index.interface import IndexSnapshot
 from kvtier.index.log_geometry import LogGeometry
 from kvtier.index.log_ring import LogRing
 from kvtier.pages import I64, U32, U64, Bool, LookupResult, Moves, PageState
-from kvtier.rows import as_column
+from kvtier.rows import aligned_rows, as_column
 
 _RESTORED_AT_ONCE: Final = 1 << 17
 """Pages that one compiled call restores, so that Ctrl-C is heard between calls."""
@@ -49,15 +49,15 @@ class LogIndex:
     def __init__(self, geometry: LogGeometry, ways: int = 16, seed: int = 1) -> None:
         self.geometry = geometry
         self.slots = geometry.locations
-        slots = geometry.locations + geometry.locations // 4
+        slots = geometry.locations + geometry.locations // 2
         self._index = NumbaIndex(-(-slots // ways) * ways, ways, seed)
         self._ring = LogRing(geometry)
-        self._location_of = np.full(self._index.slots, -1)
+        self._location_of = _nowhere(self._index.slots)
         """Of each slot that is not EMPTY."""
-        self._slot_of = np.full(geometry.locations, -1)
+        self._slot_of = _nowhere(geometry.locations)
         """Of each location at which a page is, or will be when its slot is VALID."""
-        self._touched = np.zeros(geometry.locations, np.bool_)
-        """The page at the location was asked for since it was given the location."""
+        self._touched = aligned_rows(self._index.slots, 1).reshape(-1).view(np.bool_)
+        """The page in the slot was asked for since it was given its location."""
         self._touched_at = np.zeros(geometry.segments, np.uint64)
         """The newest epoch that found a page in the segment, or was given a location there."""
         self._pending = np.zeros(geometry.segments, np.int64)
@@ -103,7 +103,8 @@ class LogIndex:
             locations[placed] = given
             self._location_of[slots[placed]] = given
             self._slot_of[given] = slots[placed]
-            self._give(given)
+            self._touched[slots[placed]] = False
+            self._count(self._pending, given, 1)
             self._touched_at[given // self.geometry.segment_pages] = epoch
             self._index.abort(slots[rest])
             found = found._replace(bypasses=found.bypasses + len(rest))
@@ -151,7 +152,6 @@ class LogIndex:
         self._slot_of[sources] = -1
         self._slot_of[targets[goes]] = slots[goes]
         self._location_of[slots[goes]] = targets[goes]
-        self._touched[targets[goes]] = self._touched[sources[goes]]
         # Who asks where a page is that was touched before it moved, reads at the target.
         pages = self.geometry.segment_pages
         np.maximum.at(self._touched_at, targets // pages, self._touched_at[sources // pages])
@@ -172,9 +172,11 @@ class LogIndex:
             locations: i64[n].
             generations: u64[segments], 0 for segments that were never written.
         """
-        pages = self.geometry.segment_pages
-        ages = np.argsort(np.argsort(generations))[locations // pages] * pages + locations % pages
-        newest_first = np.argsort(ages)[::-1]
+        ranks = np.argsort(np.argsort(generations))
+        if len(ranks) <= 1 << 16:
+            ranks = ranks.astype(np.uint16)  # these are sorted by their digits, in one pass each
+        ages = ranks[locations // self.geometry.segment_pages]
+        newest_first = np.argsort(ages, kind="stable")[::-1]
         for first in range(0, len(newest_first), _RESTORED_AT_ONCE):
             rows = newest_first[first : first + _RESTORED_AT_ONCE]
             slots = self._index.restore(page_ids[rows])
@@ -185,10 +187,15 @@ class LogIndex:
     def snapshot(self) -> IndexSnapshot:
         """As of :meth:`PageIndex.snapshot`, by location; what is given and empty reads as 0."""
         by_slot = self._index.snapshot()
-        is_empty = self._slot_of < 0
-        found = IndexSnapshot(*(column[self._slot_of] for column in by_slot))
+        found = IndexSnapshot(
+            tags=by_slot.tags[self._slot_of],
+            digests=by_slot.digests[self._slot_of],
+            states=by_slot.states[self._slot_of],
+            stamps=by_slot.stamps[self._slot_of],
+            priorities=by_slot.priorities[self._slot_of],
+        )
         for column in found:
-            column[is_empty] = 0
+            column[self._slot_of < 0] = 0
         return found
 
     # -- making room --------------------------------------------------------------------------
@@ -213,8 +220,8 @@ class LogIndex:
             self._forget(self._slot_of[cold])
             sources.append(hot)
             targets.append(self._ring.take_new(len(hot)))
-            self._give(targets[-1])
-            self._touched[hot] = False
+            self._count(self._pending, targets[-1], 1)
+            self._touched[self._slot_of[hot]] = False
             self._count(self._moving, hot, 1)
             self._ring.let_go()
             self._free_drained(oldest_epoch)
@@ -228,15 +235,15 @@ class LogIndex:
     def _divide(self, segment: int) -> tuple[I64, I64]:
         """Locations of a segment's pages: those that stay in the log, and those that leave it."""
         pages = self.geometry.segment_pages
-        span = slice(segment * pages, (segment + 1) * pages)
-        is_held = self._slot_of[span] >= 0
-        hot = np.flatnonzero(is_held & self._touched[span])
+        slots = self._slot_of[segment * pages : (segment + 1) * pages]
+        stays = (slots >= 0) & self._touched[slots]
+        hot = np.flatnonzero(stays)
         stay_max = min(pages // 2, self._ring.room)
         if len(hot) > stay_max:
-            epochs = self._index.touched_at(self._slot_of[span][hot])
-            hot = np.sort(hot[np.argsort(~epochs, kind="stable")[:stay_max]])
-        is_held[hot] = False
-        return span.start + hot, span.start + np.flatnonzero(is_held)
+            epochs = self._index.touched_at(slots[hot])
+            stays[hot[np.argsort(~epochs, kind="stable")[stay_max:]]] = False
+        leaves = (slots >= 0) & ~stays
+        return segment * pages + np.flatnonzero(stays), segment * pages + np.flatnonzero(leaves)
 
     def _free_drained(self, oldest_epoch: int) -> None:
         """Segments that were let go are free when nobody is there any more, one after the other."""
@@ -260,11 +267,6 @@ class LogIndex:
             slots,
         )
 
-    def _give(self, locations: I64) -> None:
-        """Locations were given to pages that are not there yet."""
-        self._touched[locations] = False
-        self._count(self._pending, locations, 1)
-
     def _forget(self, slots: I64) -> I64:
         """Slots have no location any more; returns those they had."""
         locations = self._location_of[slots]
@@ -279,3 +281,10 @@ class LogIndex:
 
     def _count(self, counts: I64, locations: I64, step: int) -> None:
         log_kernels.count(counts, locations, self.geometry.segment_pages, step)
+
+
+def _nowhere(count: int) -> I64:
+    """i64[count] of -1, in memory that is read at random."""
+    numbers = aligned_rows(count, 8).view(np.int64).reshape(-1)
+    numbers[:] = -1
+    return numbers

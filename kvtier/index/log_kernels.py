@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
+from kvtier.index.prefetch import prefetch
 from kvtier.jit import jit
 from kvtier.pages import I64, U64, Bool
+
+_PREFETCH_ROWS: Final = 16
+"""As of the probe."""
 
 
 def compile_all() -> None:
@@ -27,9 +33,13 @@ def touch(
 ) -> None:
     """Replace slots by the locations of their pages, and mark those as touched in ``epoch``."""
     for row in range(slots.size):
-        location = location_of[slots[row]]
+        ahead = slots[min(row + _PREFETCH_ROWS, slots.size - 1)]
+        prefetch(location_of, ahead)
+        prefetch(touched, ahead)
+        slot = slots[row]
+        location = location_of[slot]
         slots[row] = location
-        touched[location] = True
+        touched[slot] = True
         touched_at[location // segment_pages] = epoch
 
 

@@ -48,7 +48,7 @@ class LogTwin:
 
     def __init__(self, geometry: LogGeometry, ways: int, seed: int) -> None:
         self.geometry = geometry
-        slots = geometry.locations + geometry.locations // 4
+        slots = geometry.locations + geometry.locations // 2
         self.index = ReferenceIndex(-(-slots // ways) * ways, ways, seed)
         self.free = list(range(geometry.segments))
         self.open: list[_Segment] = []
