@@ -280,7 +280,12 @@ def drop(table: SlotTable, slots: I64) -> None:
 def restore(table: SlotTable, page_ids: U64, slots: I64) -> None:
     """Pages take EMPTY slots of their sets and become VALID; -1 where there is none, or no need."""
     for row in range(page_ids.size):
-        _prefetch_set(table, page_ids[min(row + _PREFETCH_ROWS, page_ids.size - 1)])
+        ahead = page_ids[min(row + _PREFETCH_ROWS, page_ids.size - 1)]
+        begin = _first_slot(table, fmix64(ahead ^ table.seed_word))
+        prefetch(table.digests, begin)
+        prefetch(table.states, begin)
+        for eight in range(begin, begin + table.ways, 8):
+            prefetch(table.tags, eight)
         page_id = page_ids[row]
         hashed = fmix64(page_id ^ table.seed_word)
         slots[row] = -1

@@ -58,6 +58,7 @@ def place(location_of: I64, slot_of: I64, slots: I64, locations: I64) -> int:
     """
     refused = 0
     for row in range(locations.size):
+        prefetch(location_of, max(0, slots[min(row + _PREFETCH_ROWS, slots.size - 1)]))
         slot = slots[row]
         if slot < 0:
             continue
