@@ -39,6 +39,8 @@ def open_engine(
     size_bytes: int | None,
     create: bool,
     page_bytes: int = PAGE_BYTES_DEFAULT,
+    keep: bool = False,
+    head: bytes = b"",
 ) -> FileEngine:
     """Open a file for batched I/O.
 
@@ -52,6 +54,9 @@ def open_engine(
         create: take the file for this engine alone, emptied. Otherwise it must exist, and is
             opened for reading: a write is then answered ``-EBADF``.
         page_bytes: what every offset, length and row of a direct file is a multiple of.
+        keep: with ``create``: leave what the file holds, if it is there.
+        head: with ``create``, and without ``keep``: what the file begins with from the moment that
+            it is there; a multiple of 4096 bytes.
 
     Raises:
         SettingsError: an unknown engine, one that this system forbids, or a queue depth out of
@@ -67,7 +72,13 @@ def open_engine(
     ring = _open_ring(name, queue_depth)
     try:
         file = open_file(
-            path, direct=direct, size_bytes=size_bytes, create=create, page_bytes=page_bytes
+            path,
+            direct=direct,
+            size_bytes=size_bytes,
+            create=create,
+            page_bytes=page_bytes,
+            keep=keep,
+            head=head,
         )
     except BaseException:
         if ring is not None:
