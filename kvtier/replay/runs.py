@@ -111,7 +111,7 @@ async def replay_trace(
             logged = describe_log(events, header)
             make_chain = partial(RecordingChain, log)
         cache = await stack.enter_async_context(
-            open_cache(settings, clock=clock, origin=origin, make_chain=make_chain)
+            open_cache(_empty(settings), clock=clock, origin=origin, make_chain=make_chain)
         )
         verifier = Verifier(
             settings.replay.verify_share,
@@ -130,6 +130,11 @@ async def replay_trace(
                 run, engines=engines, notes={"o_direct": direct}, events=logged, wrappers=wrappers
             )
         )
+
+
+def _empty(settings: Settings) -> Settings:
+    """No tier is warm from an earlier run: a replay can be repeated, and compared."""
+    return replace(settings, tiers=tuple(replace(tier, rebuild=True) for tier in settings.tiers))
 
 
 def simulate_trace(

@@ -41,6 +41,8 @@ SEGMENT_MAX: Final = 1 << 30
 """Bytes of a segment: below, its writes are no longer sequential; above, it is held in memory for
 long, and pages are let go in lumps."""
 
+WRITE_BUFFER_MAX: Final = 1 << 40
+
 _COUNT_MAX: Final = (1 << 31) - 1
 """Bound of every count of pages or requests: far above use, and arithmetic on it stays in i64."""
 
@@ -139,6 +141,9 @@ def _tier_problems(tier: TierSettings, page_bytes: int) -> Iterator[Problem]:
         yield Problem(f"{prefix}.path", f"{prefix}.path: only the nvme tier has a file")
     yield from _outside(f"{prefix}.admit", tier.admit, 0, 1)
     yield from _outside(f"{prefix}.queue_depth", tier.queue_depth, 1, 1024)
+    yield from _outside(
+        f"{prefix}.write_buffer", tier.write_buffer_bytes, 0, WRITE_BUFFER_MAX, format_bytes
+    )
     yield from _outside(
         f"{prefix}.segment", tier.segment_bytes, SEGMENT_MIN, SEGMENT_MAX, format_bytes
     )

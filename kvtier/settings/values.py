@@ -77,7 +77,11 @@ class TierSettings:
         ways: slots of a set: 8, 16 or 32.
         admit: share of missed pages that reserve a slot, 0 to 1; chosen by hash, so runs repeat.
         write: whether written objects are kept here.
-        path: the file of an ``nvme`` tier; None takes a temporary one.
+        path: the file of an ``nvme`` tier, which is warm when it is opened again; None takes a
+            temporary one.
+        rebuild: make the file of an ``nvme`` tier anew, whatever log it holds.
+        write_buffer_bytes: memory for pages that an ``nvme`` tier has not written out yet; two
+            segments at least.
         engine: how an ``nvme`` tier does its I/O; ``auto`` is ``uring`` where the system allows it,
             else ``threads``.
         queue_depth: operations in flight at the device of an ``nvme`` tier.
@@ -95,6 +99,8 @@ class TierSettings:
     admit: float = 1.0
     write: WriteRule = "through"
     path: Path | None = None
+    rebuild: bool = False
+    write_buffer_bytes: int = 32 << 20
     engine: Engine = "auto"
     queue_depth: int = 128
     direct: bool = True
