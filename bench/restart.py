@@ -32,7 +32,8 @@ from kvtier.rows import aligned_rows
 from kvtier.settings import ChainSettings, TierSettings
 from kvtier.tiers import slots_of
 from kvtier.tiers.log_format import BLOCK_BYTES, LogLayout, layout_of, new_superblock
-from kvtier.tiers.log_mirror import NAMED, STORED, LogMirror, metadata_memory
+from kvtier.tiers.log_mirror import LogMirror, metadata_memory
+from kvtier.tiers.log_reading import NAMED, STORED
 
 PAGE_BYTES = 4096
 OBJECT_PAGES = 16

@@ -268,16 +268,3 @@ def remove(table: U64, object_id: np.uint64) -> int:
 def identity_word(first: np.uint64, second: np.uint64, version: np.uint64) -> np.uint64:
     """One word for a fingerprint and a version; different ones differ but for one in 2^64."""
     return (first + second * _FACTOR) ^ (version * _GOLDEN)
-
-
-@jit
-def identity_words(table: U64, rows: I64, page_ids: U64, words: U64) -> None:
-    """The word of each page's object; of an unknown one, a word of its id."""
-    for at in range(rows.size):
-        row = rows[at]
-        if row >= 0:
-            words[at] = identity_word(
-                table[row, FINGERPRINT], table[row, FINGERPRINT + 1], table[row, VERSION]
-            )
-        else:
-            words[at] = ((page_ids[at] >> _PAGE_BITS) + _ONE) * _GOLDEN

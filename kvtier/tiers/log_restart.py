@@ -41,7 +41,8 @@ from kvtier.tiers.log_format import (
     LogLayout,
     intact,
 )
-from kvtier.tiers.log_mirror import ABSENT, NAMED, STORED, LogMirror
+from kvtier.tiers.log_mirror import LogMirror
+from kvtier.tiers.log_reading import ABSENT, NAMED, STORED
 from kvtier.tiers.log_retired import RetiredKeys
 
 logger = logging.getLogger(__name__)

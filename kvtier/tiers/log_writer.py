@@ -13,22 +13,14 @@ from typing import Final
 
 import numpy as np
 
+from kvtier.checksum import copy_and_sum
 from kvtier.errors import ClosedError
 from kvtier.io import FileEngine
 from kvtier.pages import I64, U8, U64, Bool
 from kvtier.rows import aligned_rows, copy_rows
 from kvtier.tiers.log_format import BLOCK_BYTES, ENTRIES, LogLayout
-from kvtier.tiers.log_mirror import (
-    ABSENT,
-    DIRTY,
-    LOST,
-    NAMED,
-    STATE,
-    STORED,
-    WRITING,
-    LogMirror,
-    metadata_memory,
-)
+from kvtier.tiers.log_mirror import LogMirror, metadata_memory
+from kvtier.tiers.log_reading import ABSENT, DIRTY, LOST, NAMED, STATE, STORED, WRITING
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +83,7 @@ class LogWriter:
         generation: int,
         locations: I64,
         page_ids: U64,
-        checksums: U64,
+        seeds: U64,
         named: Bool,
         source: U8,
         rows: I64,
@@ -103,7 +95,7 @@ class LogWriter:
             generation: in which it was opened; the first page of another generation empties it.
             locations: i64[n], distinct, in that segment.
             page_ids: u64[n].
-            checksums: u64[n], of payload and identity.
+            seeds: u64[n], of their checksums.
             named: bool[n], whether the identity was known.
             source: u8[any, page_bytes]; copied.
             rows: i64[n], where each page is in ``source``.
@@ -113,7 +105,7 @@ class LogWriter:
         """
         await self._prepare(segment, generation, locations)
         mirror, first = self._mirror, segment * self._layout.segment_pages
-        copy_rows(self._pages_of(segment), locations - first, source, rows)
+        checksums = copy_and_sum(self._pages_of(segment), locations - first, source, rows, seeds)
         before = int(np.count_nonzero(mirror.states[locations] & STATE == DIRTY))
         mirror.page_ids[locations] = page_ids
         mirror.checksums[locations] = checksums
@@ -122,6 +114,7 @@ class LogWriter:
         states = mirror.states[first : first + self._layout.segment_pages]
         if segment not in self._flushes and states.all():
             self._start(segment)
+            await asyncio.sleep(0)  # it is on its way before more is gathered
         else:
             self._wake_later()
 

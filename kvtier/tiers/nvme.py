@@ -17,15 +17,16 @@ from typing import ClassVar, Final, Literal
 
 import numpy as np
 
-from kvtier.checksum import xxh64_rows
+from kvtier.checksum import copy_and_sum, xxh64_rows
 from kvtier.identities import Identities, Restored
 from kvtier.index import LogIndex
 from kvtier.io import FileEngine
 from kvtier.io.gate import outlast
 from kvtier.pages import I64, U8, U64, Bool, PageStatus
-from kvtier.rows import aligned_rows
+from kvtier.rows import aligned_rows, as_column
 from kvtier.tiers.log_format import LogLayout
-from kvtier.tiers.log_mirror import DIRTY, LOST, NAMED, STATE, STORED, WRITING, LogMirror
+from kvtier.tiers.log_mirror import LogMirror
+from kvtier.tiers.log_reading import DIRTY, WRITING, compile_all, judge, look, place_extents
 from kvtier.tiers.log_restart import read_log
 from kvtier.tiers.log_retired import RetiredKeys
 from kvtier.tiers.log_writer import LogWriter
@@ -33,6 +34,8 @@ from kvtier.tiers.log_writer import LogWriter
 INLINE_BYTES: Final = 4 << 20
 """Checksums over at most this much (some 0.5 ms) are made on the event loop: a hop to a thread and
 back would take as long. More goes to a thread."""
+
+_ALL: Final = np.empty(0, np.bool_)
 
 STAGING_BYTES: Final = 4 << 20
 """Memory through which pages move from one place of the log to another."""
@@ -82,12 +85,21 @@ class NvmeTier:
         self._read_errors = 0
         self._file = file
         self._retired = retired
+        self._places = (
+            layout.segment_pages,
+            layout.segment_bytes,
+            layout.data_offset,
+            layout.page_bytes,
+        )
         self._mirror = LogMirror(layout, identities, file_id)
         self._writer = LogWriter(
             file, layout, self._mirror, write_buffer_bytes, described=retired is not None
         )
         # Compiled now, not inside the first request.
-        xxh64_rows(np.zeros((1, layout.page_bytes), np.uint8), None, np.zeros(1, np.uint64))
+        compile_all()
+        row, nowhere = np.zeros((1, layout.page_bytes), np.uint8), np.empty(0, np.int64)
+        xxh64_rows(row, None, np.zeros(1, np.uint64))
+        copy_and_sum(row, nowhere, row, nowhere, np.empty(0, np.uint64))
 
     @property
     def engine(self) -> str:
@@ -142,28 +154,28 @@ class NvmeTier:
             LimitError: an extent leaves ``out``, or ``out`` is not aligned.
             ClosedError: the tier was closed.
         """
-        states = self._mirror.states[page_slots]
-        expected = self._mirror.checksums[page_slots]
-        seeds, known = self._mirror.seeds(page_ids, page_slots, self.index.generations)
-        places = states & STATE
-        buffered = (places == DIRTY) | (places == WRITING)
-        if buffered.any():
+        mirror, count = self._mirror, len(page_ids)
+        page_slots = as_column(page_slots, np.int64, "page_slots")
+        page_rows = as_column(page_rows, np.int64, "page_rows")
+        seeds, known = mirror.seeds(page_ids, page_slots, self.index.generations)
+        expected, found = np.empty(count, np.uint64), np.empty(count, np.uint8)
+        if look(mirror.states, mirror.checksums, page_slots, known, expected, found):
+            buffered = (found == DIRTY) | (found == WRITING)
             self._writer.copy_out(page_slots[buffered], out, page_rows[buffered])
             rest = np.flatnonzero(~buffered)
             rest = rest[np.argsort(page_slots[rest], kind="stable")]
             starts = _run_starts(page_slots[rest], page_rows[rest])
             counts = np.diff(starts, append=len(rest))
             first_slots, extent_rows = page_slots[rest[starts]], page_rows[rest[starts]]
+        first_slots = as_column(first_slots, np.int64, "first_slots")
+        counts = as_column(counts, np.int64, "counts")
         arrived = await self._read_extents(first_slots, counts, extent_rows, out)
-        intact = await self._sum(out, page_rows, seeds) == expected
-        there = (places == STORED) | buffered
-        if arrived is not None:
-            there &= arrived[page_rows] | buffered
-        # Of an object that was retired meanwhile, nobody can say any more what was written.
-        there &= known == (states & NAMED > 0)
-        self.corrupt_pages += int(np.count_nonzero(there & ~intact))
-        self.lost_pages += int(np.count_nonzero(places == LOST))
-        return _status(there & intact)
+        sums = await self._sum(out, page_rows, seeds)
+        status = np.empty(count, np.uint8)
+        corrupt, lost = judge(sums, expected, found, page_rows, arrived, status)
+        self.corrupt_pages += corrupt
+        self.lost_pages += lost
+        return status
 
     async def write(self, slots: I64, page_ids: U64, source: U8, rows: I64) -> U8:
         """Write pages, one per location; they are gathered in memory, and written out later.
@@ -181,21 +193,24 @@ class NvmeTier:
         Raises:
             ClosedError: the tier was closed.
         """
-        seeds, known = self._mirror.seeds(page_ids, slots, self.index.generations)
-        checksums = await self._sum(source, rows, seeds)
+        generations = self.index.generations
+        seeds, known = self._mirror.seeds(page_ids, slots, generations)
         segments = slots // self.layout.segment_pages
+        step = max(1, INLINE_BYTES // self.layout.page_bytes)
         for segment in np.unique(segments).tolist():
-            part = np.flatnonzero(segments == segment)
-            await self._writer.put(
-                segment,
-                int(self.index.generations[segment]),
-                slots[part],
-                page_ids[part],
-                checksums[part],
-                known[part],
-                source,
-                rows[part],
-            )
+            pages = np.flatnonzero(segments == segment)
+            for first in range(0, len(pages), step):
+                part = pages[first : first + step]
+                await self._writer.put(
+                    segment,
+                    int(generations[segment]),
+                    slots[part],
+                    page_ids[part],
+                    seeds[part],
+                    known[part],
+                    source,
+                    rows[part],
+                )
         return np.full(len(slots), PageStatus.OK, np.uint8)
 
     async def move(self, sources: I64, targets: I64, page_ids: U64) -> U8:
@@ -261,20 +276,20 @@ class NvmeTier:
         await self._writer.close()
         await self._file.close()
 
-    async def _read_extents(
-        self, first_slots: I64, counts: I64, extent_rows: I64, out: U8
-    ) -> Bool | None:
-        """Read extents; bool[rows of out], which rows arrived whole, or None: all of them."""
-        first, counts, rows = _within_segments(
-            first_slots, counts, extent_rows, self.layout.segment_pages
-        )
-        wanted_bytes = counts * self.layout.page_bytes
-        done = await self._file.read(self.layout.page_offsets(first), wanted_bytes, out, rows)
-        failures = int(np.count_nonzero(done != wanted_bytes))
-        if not failures:
-            return None
-        self._read_errors += failures
-        return _rows_read(np.maximum(done, 0) // self.layout.page_bytes, rows, len(out))
+    async def _read_extents(self, first_slots: I64, counts: I64, extent_rows: I64, out: U8) -> Bool:
+        """Read extents; bool[rows of out], which rows arrived whole, or empty: all of them."""
+        offsets, wanted_bytes = np.empty(len(first_slots), int), np.empty(len(first_slots), int)
+        if not place_extents(first_slots, counts, *self._places, offsets, wanted_bytes):
+            first_slots, counts, extent_rows = _within_segments(
+                first_slots, counts, extent_rows, self.layout.segment_pages
+            )
+            offsets, wanted_bytes = np.empty(len(first_slots), int), np.empty(len(first_slots), int)
+            place_extents(first_slots, counts, *self._places, offsets, wanted_bytes)
+        done = await self._file.read(offsets, wanted_bytes, out, extent_rows)
+        if (done == wanted_bytes).all():
+            return _ALL
+        self._read_errors += int(np.count_nonzero(done != wanted_bytes))
+        return _rows_read(np.maximum(done, 0) // self.layout.page_bytes, extent_rows, len(out))
 
     async def _sum(self, pages: U8, rows: I64, seeds: U64) -> U64:
         """A checksum of each page's bytes and of what its seed stands for."""
@@ -290,8 +305,6 @@ def _within_segments(
     """Extents cut where a segment ends: first locations, counts and rows."""
     segments = first // segment_pages
     pieces = (first + counts - 1) // segment_pages - segments + 1
-    if (pieces == 1).all():
-        return first, counts, rows
     of = np.repeat(np.arange(len(first)), pieces)
     ordinal = np.arange(len(of)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     starts = np.where(ordinal == 0, first[of], (segments[of] + ordinal) * segment_pages)
@@ -312,7 +325,3 @@ def _rows_read(whole: I64, first_rows: I64, rows: int) -> Bool:
     before = np.cumsum(whole) - whole
     moved[np.repeat(first_rows - before, whole) + np.arange(int(whole.sum()))] = True
     return moved
-
-
-def _status(good: Bool) -> U8:
-    return np.where(good, np.uint8(PageStatus.OK), np.uint8(PageStatus.FAILED))

@@ -22,7 +22,8 @@ from kvtier.tiers.log_format import (
     new_superblock,
     seal,
 )
-from kvtier.tiers.log_mirror import NAMED, STORED, LogMirror, metadata_memory
+from kvtier.tiers.log_mirror import LogMirror, metadata_memory
+from kvtier.tiers.log_reading import NAMED, STORED
 
 FILE_ID = np.array([0x1122_3344_5566_7788, 0x99AA_BBCC_DDEE_FF00], np.uint64)
 

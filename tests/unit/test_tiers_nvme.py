@@ -278,17 +278,19 @@ async def test_pages_that_cannot_be_written_are_read_as_failed(
 async def test_pages_are_read_from_memory_until_they_are_written(path: Path, engine: Any) -> None:
     async with opened(path, engine) as tier:
         pages = await fill(tier)
-        mixed = np.array([3, 4, 5, 60])
-        changed = random_pages(4)[::-1].copy()
-        assert not (await tier.write(mixed, ids(mixed), changed, np.arange(4))).any()
-        assert page_at(tier, path, 4) == pages[4].tobytes()
-        pages[mixed] = changed
-        slots = np.random.default_rng(5).permutation(SLOTS)
-        status, out = await read(tier, slots)
-        assert not status.any()
-        np.testing.assert_array_equal(out, pages[slots])
-        await tier.flush()
-        assert page_at(tier, path, 4) == pages[4].tobytes()
+        late, changed = np.array([64, 65, 67]), random_pages(3)[::-1].copy()
+        assert not (await tier.write(late, ids(late), changed, np.arange(3))).any()
+        assert page_at(tier, path, 65) == bytes(PAGE_BYTES)
+        slots = np.random.default_rng(5).permutation([*range(SLOTS), *late.tolist()])
+        for _ in range(2):
+            status, out = await read(tier, slots)
+            assert not status.any()
+            old = slots < SLOTS
+            np.testing.assert_array_equal(out[old], pages[slots[old]])
+            for row, slot in zip(changed, late.tolist(), strict=True):
+                np.testing.assert_array_equal(out[slots == slot], row[None])
+            await tier.flush()
+        assert page_at(tier, path, 65) == changed[1].tobytes()
         assert (tier.io_errors, tier.corrupt_pages) == (0, 0)
 
 
