@@ -244,11 +244,10 @@ class TieredCache(Generic[DriverT]):
         """
         self._driver.check()
         async with self._catalogue.change(keys):
-            if not self._writes_origin:
-                self._catalogue.remove(keys)
+            try:
+                status = await self._delete(keys)
+            finally:
                 await self._remember_retired()
-                return
-            status = await self._catalogue.delete(keys)
         failed = int(np.count_nonzero(status == PageStatus.FAILED))
         if failed:
             raise BackendError(f"the origin could not delete {failed} of {len(keys)} objects")
@@ -358,6 +357,12 @@ class TieredCache(Generic[DriverT]):
         await self._driver.drain()
 
     # -- inside -------------------------------------------------------------------------------
+
+    async def _delete(self, keys: Sequence[bytes]) -> U8:
+        if self._writes_origin:
+            return await self._catalogue.delete(keys)
+        self._catalogue.remove(keys)
+        return np.zeros(len(keys), np.uint8)
 
     async def _remember_retired(self) -> None:
         directory = self._catalogue.directory

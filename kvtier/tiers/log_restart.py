@@ -100,6 +100,7 @@ async def read_log(
     """
     scan = _Scan(file, layout, mirror, retired.floor)
     await scan.run()
+    retired.settle(int(mirror.generations.max()))
     identities = mirror.identities
     objects = identities.table[identities.table[:, KEY] > 0]
     next_object_id = int(objects[:, KEY].max(initial=0)) % (1 << 32)
@@ -121,7 +122,7 @@ async def read_log(
             retired.add(keys, newest, _oldest(mirror.generations))
         else:
             retired.raise_floor(int(dropped[:, GENERATION].max()))
-        await retired.save()
+    await retired.save()
     restored = Restored(objects, next_object_id, next_version)
     return LogContent(*pages, mirror.generations.copy(), restored)
 
@@ -143,6 +144,7 @@ class _Scan:
         self._lock = threading.Lock()
         self._step = max(1, GROUP_BYTES // (layout.metadata_blocks * BLOCK_BYTES))
         self._groups = iter(range(0, layout.segments, self._step))
+        self._failures = 0
         self._clock = WallClock()
         self._told_ns = self._clock.now_ns()
         self._compile()
@@ -150,6 +152,11 @@ class _Scan:
     async def run(self) -> None:
         """Read and parse every segment's metadata."""
         await asyncio.gather(*(self._work() for _ in range(GROUPS)))
+        if self._failures:
+            logger.warning(
+                "nvme: the metadata of %d segments could not be read: their pages are misses",
+                self._failures,
+            )
 
     async def _work(self) -> None:
         layout = self._layout
@@ -162,6 +169,7 @@ class _Scan:
             lengths = np.full(len(segments), blocks * BLOCK_BYTES)
             rows = np.arange(len(segments)) * blocks
             done = await self._file.read(offsets, lengths, memory, rows)
+            self._failures += int(np.count_nonzero(done < 0))
             for number in np.flatnonzero(done != lengths).tolist():
                 arrived = rows[number] + max(int(done[number]), 0) // BLOCK_BYTES
                 memory[arrived : rows[number] + blocks] = 0

@@ -136,6 +136,12 @@ class RetiredKeys:
                 self._path,
             )
             self.give_up(NOTHING)
+            self._dirty.update(range(len(self._blocks)))
+
+    def settle(self, newest: int) -> None:
+        """After a table that was damaged: what is written from now on counts again."""
+        if self.floor == NOTHING:
+            self.floor = newest
 
     def versions(self) -> tuple[U64, U64]:
         """First word of each retired fingerprint, ascending (u64[n]), and its version (u64[n])."""
@@ -185,12 +191,18 @@ class RetiredKeys:
         lengths = np.full(len(numbers), BLOCK_BYTES)
         done = await self._file.write(offsets, lengths, memory, np.arange(len(numbers)))
         if (done != lengths).any():
-            raise DeviceError(
-                f"{self._path}: what was deleted or rewritten could not be recorded "
-                f"({_reason(int(done.min()))}); it may be found again after a restart"
-            )
+            raise self._refusal(_reason(int(done.min())))
         loop = asyncio.get_running_loop()
-        await outlast(loop.run_in_executor(None, _sync, self._path))
+        try:
+            await outlast(loop.run_in_executor(None, _sync, self._path))
+        except OSError as error:
+            raise self._refusal(str(error.strerror)) from error
+
+    def _refusal(self, reason: str) -> DeviceError:
+        return DeviceError(
+            f"{self._path}: what was deleted or rewritten could not be recorded ({reason}); "
+            "it may be found again after a restart"
+        )
 
 
 def _sync(path: Path) -> None:

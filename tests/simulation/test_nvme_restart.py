@@ -250,6 +250,9 @@ async def test_a_damaged_table_of_retired_keys_starts_the_log_empty(path: Path) 
         assert await found(cache, b"a") is None
         assert await found(cache, b"b") is None
         await write(cache, b"c", 4)
+    async with kept(path) as cache:
+        assert await found(cache, b"b") is None
+        await assert_found(cache, b"c", 4)
 
 
 async def test_a_log_cut_short_has_lost_its_end_only(path: Path) -> None:
