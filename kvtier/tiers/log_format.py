@@ -77,9 +77,15 @@ ENTRIES: Final = 84
 RECORDS: Final = 126
 """Records of a block of retired keys."""
 
+HEADER_WORDS: Final = 8
+"""Words of 8 bytes before the entries or records of a block."""
+ENTRY_WORDS: Final = 6
+"""Words of an entry, whose fields are words but for two halves of one."""
+
 METADATA: Final = np.dtype([*_HEADER, ("entries", ENTRY, (ENTRIES,))])
 RETIRED: Final = np.dtype([*_HEADER, ("records", RECORD, (RECORDS,))])
 
+assert (np.dtype(_HEADER).itemsize, ENTRY.itemsize) == (8 * HEADER_WORDS, 8 * ENTRY_WORDS)
 assert {SUPERBLOCK.itemsize, METADATA.itemsize, RETIRED.itemsize} == {BLOCK_BYTES}
 
 _RETIRED_SHARE: Final = 32

@@ -6,12 +6,15 @@ from typing import Final
 
 import numpy as np
 
-from kvtier.identities import FINGERPRINT, LENGTH, VERSION, Identities
+from kvtier.identities import FINGERPRINT, LENGTH, VERSION, Identities, find_one
+from kvtier.jit import jit
 from kvtier.pages import I64, U8, U64, Bool
 from kvtier.rows import aligned_rows, as_column
 from kvtier.tiers.log_format import (
     BLOCK_BYTES,
     ENTRIES,
+    ENTRY_WORDS,
+    HEADER_WORDS,
     METADATA,
     METADATA_MAGIC,
     USED,
@@ -21,7 +24,8 @@ from kvtier.tiers.log_format import (
 )
 from kvtier.tiers.log_reading import ABSENT, NAMED, STORED, seed_pages
 
-_PAGE_MASK: Final = np.uint64(0xFFFF_FFFF)
+_HALF: Final = np.uint64(32)
+_USED: Final = np.uint64(USED << 32)
 
 
 class LogMirror:
@@ -47,6 +51,7 @@ class LogMirror:
         self.identities = identities
         self.file_id = file_id
         self._layout = layout
+        self.compose(0, np.empty(0, np.int64), np.empty((0, BLOCK_BYTES), np.uint8))  # compiled now
 
     def begin(self, segment: int, generation: int) -> None:
         """Open a segment anew: nothing that was in it counts any more."""
@@ -94,27 +99,52 @@ class LogMirror:
         metadata["generation"] = self.generations[segment]
         metadata["segment"] = segment
         metadata["block"] = blocks
-        pages = blocks[:, None] * ENTRIES + np.arange(ENTRIES)
-        inside = pages < self._layout.segment_pages
-        locations = segment * self._layout.segment_pages + pages
-        inside[inside] = self.states[locations[inside]] == (STORED | NAMED)
-        of, place = np.nonzero(inside)
-        page_ids = self.page_ids[locations[of, place]]
-        rows = self.identities.rows_of(page_ids)
-        # An object that is known no more has no entry.
-        of, place, page_ids, rows = (column[rows >= 0] for column in (of, place, page_ids, rows))
-        known = self.identities.table[rows]
-        entries = metadata["entries"]
-        entries["fingerprint"][of, place] = known[:, FINGERPRINT : FINGERPRINT + 2]
-        entries["version"][of, place] = known[:, VERSION]
-        entries["page_id"][of, place] = page_ids
-        entries["pages"][of, place] = known[:, LENGTH] & _PAGE_MASK
-        entries["flags"][of, place] = (known[:, LENGTH] >> np.uint64(32)) | np.uint64(USED)
-        entries["checksum"][of, place] = self.checksums[locations[of, place]]
-        metadata["count"] = np.bincount(of, minlength=len(blocks))
+        metadata["count"] = _describe(
+            out.reshape(-1).view(np.uint64).reshape(-1, BLOCK_BYTES // 8),
+            blocks,
+            segment * self._layout.segment_pages,
+            self._layout.segment_pages,
+            self.page_ids,
+            self.checksums,
+            self.states,
+            self.identities.table,
+        )
         seal(metadata, self.file_id[0])
 
 
 def metadata_memory(blocks: int) -> U8:
     """u8[blocks, 4096], from which metadata is written."""
     return aligned_rows(blocks, BLOCK_BYTES)
+
+
+@jit
+def _describe(
+    words: U64,
+    blocks: I64,
+    first_location: int,
+    segment_pages: int,
+    page_ids: U64,
+    checksums: U64,
+    states: U8,
+    table: U64,
+) -> I64:
+    """Fill in the entries of blocks; how many each has. An object known no more has none."""
+    counts = np.zeros(blocks.size, np.int64)
+    for number in range(blocks.size):
+        first_page = blocks[number] * ENTRIES
+        for place in range(min(ENTRIES, segment_pages - first_page)):
+            location = first_location + first_page + place
+            if states[location] != STORED | NAMED:
+                continue
+            row = find_one(table, page_ids[location] >> _HALF)
+            if row < 0:
+                continue
+            at = HEADER_WORDS + place * ENTRY_WORDS
+            words[number, at] = table[row, FINGERPRINT]
+            words[number, at + 1] = table[row, FINGERPRINT + 1]
+            words[number, at + 2] = table[row, VERSION]
+            words[number, at + 3] = page_ids[location]
+            words[number, at + 4] = table[row, LENGTH] | _USED
+            words[number, at + 5] = checksums[location]
+            counts[number] += 1
+    return counts

@@ -15,7 +15,6 @@ import numpy as np
 
 from kvtier.clock import WallClock
 from kvtier.identities import (
-    COLUMNS,
     FINGERPRINT,
     GENERATION,
     KEY,
@@ -35,6 +34,8 @@ from kvtier.rows import aligned_rows
 from kvtier.tiers.log_format import (
     BLOCK_BYTES,
     ENTRIES,
+    ENTRY_WORDS,
+    HEADER_WORDS,
     METADATA,
     METADATA_MAGIC,
     USED,
@@ -61,8 +62,6 @@ PATIENCE_NS: Final = 2_000_000_000
 
 _PAGES_AT_ONCE: Final = 1 << 20
 _BLOCKS_AT_ONCE: Final = 256
-_HEADER_WORDS: Final = 8
-_ENTRY_WORDS: Final = 6
 _BLOCK_WORDS: Final = BLOCK_BYTES // 8
 _HALF: Final = np.uint64(32)
 _ZERO: Final = np.uint64(0)
@@ -325,7 +324,7 @@ def _take_entries(
         segment = first_segment + block // blocks_per_segment
         page = (block % blocks_per_segment) * ENTRIES
         for place in range(min(ENTRIES, segment_pages - page)):
-            at = _HEADER_WORDS + place * _ENTRY_WORDS
+            at = HEADER_WORDS + place * ENTRY_WORDS
             if (words[block, at + 4] >> _HALF) & _USED == _ZERO:
                 continue
             location = segment * segment_pages + page + place
@@ -355,7 +354,7 @@ def _merge_objects(
             return block, added
         last_row = -1
         for place in range(ENTRIES):
-            at = _HEADER_WORDS + place * _ENTRY_WORDS
+            at = HEADER_WORDS + place * ENTRY_WORDS
             flags = words[block, at + 4] >> _HALF
             if flags & _USED == _ZERO:
                 continue
@@ -409,8 +408,3 @@ def _keep_pages(
         else:
             states[location] = _ABSENT
     return count
-
-
-assert METADATA.fields is not None
-assert METADATA.fields["entries"][1] == 8 * _HEADER_WORDS
-assert COLUMNS == _ENTRY_WORDS

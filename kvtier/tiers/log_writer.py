@@ -16,6 +16,7 @@ import numpy as np
 from kvtier.checksum import copy_and_sum
 from kvtier.errors import ClosedError
 from kvtier.io import FileEngine
+from kvtier.io.gate import outlast
 from kvtier.pages import I64, U8, U64, Bool
 from kvtier.rows import aligned_rows, copy_rows
 from kvtier.tiers.log_format import BLOCK_BYTES, ENTRIES, LogLayout
@@ -26,6 +27,10 @@ logger = logging.getLogger(__name__)
 
 DELAY_S: Final = 0.2
 """How long a page waits for its segment to fill before it is written out all the same."""
+
+INLINE_BYTES: Final = 256 << 10
+"""Pages of at most this much together are copied and summed on the event loop, in some 0.1 ms; more
+in a thread, for reads wait meanwhile."""
 
 _BUFFERS_MIN: Final = 2
 _NOWHERE: Final = -1
@@ -73,6 +78,7 @@ class LogWriter:
         self._buffer_of: dict[int, int] = {}
         self._dirty: dict[int, int] = {}
         self._flushes: dict[int, asyncio.Task[None]] = {}
+        self._copies: dict[asyncio.Future[None], int] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._failing = False
         self._closed = False
@@ -134,10 +140,27 @@ class LogWriter:
     async def close(self) -> None:
         """Refuse what comes now, and write out what came before."""
         self._closed = True
+        while self._copies:
+            await asyncio.wait(self._copies)
         await self.flush()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    async def _copy(self, segment: int, pages: I64, source: U8, rows: I64, seeds: U64) -> U64:
+        """Copy pages into a segment's buffer, which stays meanwhile; their checksums (u64[n])."""
+        target = self._pages_of(segment)
+        if len(pages) * self._layout.page_bytes <= INLINE_BYTES:
+            return copy_and_sum(target, pages, source, rows, seeds)
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+        self._copies[ended] = segment
+        try:
+            work = loop.run_in_executor(None, copy_and_sum, target, pages, source, rows, seeds)
+            return await outlast(work)
+        finally:
+            del self._copies[ended]
+            ended.set_result(None)
 
     # -- buffers ------------------------------------------------------------------------------
 
@@ -162,12 +185,13 @@ class LogWriter:
     def _take_buffer(self, segment: int) -> bool:
         """Give the segment the buffer of which nothing is left to write, oldest first."""
         generations = self._mirror.generations
+        copied_to = set(self._copies.values())
         best = _NOWHERE
         for buffer, holder in enumerate(self._segment_of):
             if holder == _NOWHERE:
                 best = buffer
                 break
-            if holder in self._dirty or holder in self._flushes:
+            if holder in self._dirty or holder in self._flushes or holder in copied_to:
                 continue
             if best == _NOWHERE or generations[holder] < generations[self._segment_of[best]]:
                 best = buffer
@@ -179,11 +203,12 @@ class LogWriter:
         return True
 
     async def _make_room(self) -> None:
-        """Write the oldest segment out, and wait until any has been."""
-        waiting = [segment for segment in self._dirty if segment not in self._flushes]
-        if waiting:
-            self._start(min(waiting, key=lambda segment: int(self._mirror.generations[segment])))
-        await asyncio.wait(self._flushes.values(), return_when=asyncio.FIRST_COMPLETED)
+        """Write the oldest segment out, and wait until any is, or any copy has ended."""
+        # What is under way will be whole segments; a part of one is written out only in need.
+        if self._dirty and not self._flushes:
+            self._start(min(self._dirty, key=lambda one: int(self._mirror.generations[one])))
+        busy = (*self._flushes.values(), *self._copies)
+        await asyncio.wait(busy, return_when=asyncio.FIRST_COMPLETED)
 
     def _pages_of(self, segment: int) -> U8:
         first = self._buffer_of[segment] * self._layout.segment_pages
