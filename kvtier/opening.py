@@ -78,14 +78,14 @@ async def open_cache(
         tiers = []
         identities = kept = None
         for tier_settings in settings.tiers:
-            if tier_settings.path is not None:
+            if tier_settings.files:
                 identities = Identities(settings.chain.objects_max)
             tier = await open_tier(
                 tier_settings, settings.page_bytes, settings.seed, gpu, identities
             )
             stack.push_async_callback(tier.close)
             tiers.append(tier)
-            if isinstance(tier, NvmeTier) and tier_settings.path is not None:
+            if isinstance(tier, NvmeTier) and tier_settings.files:
                 kept = tier
         directory = ObjectDirectory(
             settings.chain.objects_max, identities, None if kept is None else kept.restored

@@ -122,13 +122,14 @@ async def replay_trace(
         if log is not None:
             log.last(cache.driver.chain.counters, complete=run.complete)
         tiers = cache.driver.tiers
-        direct = {tier.name: tier.direct for tier in tiers if isinstance(tier, NvmeTier)}
+        drives = [tier for tier in tiers if isinstance(tier, NvmeTier)]
+        notes: dict[str, Any] = {"o_direct": {tier.name: tier.direct for tier in drives}}
+        if faults := {tier.name: tier.fault_counts for tier in drives if tier.fault_counts}:
+            notes["faults"] = faults
         engines = [tier.engine for tier in tiers]
         wrappers = counts_of(cache.catalogue.origin)
         return to_result(
-            replace(
-                run, engines=engines, notes={"o_direct": direct}, events=logged, wrappers=wrappers
-            )
+            replace(run, engines=engines, notes=notes, events=logged, wrappers=wrappers)
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 from kvtier.pages import PAGE_BYTES_DEFAULT
 from kvtier.settings.compute import ComputeSettings, ServingSettings
+from kvtier.settings.faults import FaultSettings
 from kvtier.settings.resilience import ResilienceSettings
 from kvtier.settings.serve import ServeSettings
 from kvtier.ssd import SsdModel
@@ -79,7 +80,10 @@ class TierSettings:
         write: whether written objects are kept here.
         path: the file of an ``nvme`` tier, which is warm when it is opened again; None takes a
             temporary one.
-        rebuild: make the file of an ``nvme`` tier anew, whatever log it holds.
+        paths: in its place several files, over which the tier is striped: one for each drive.
+        stripe_bytes: how much lies in one of them before the next one has its turn; rounded up to
+            whole pages.
+        rebuild: make the files of an ``nvme`` tier anew, whatever log they hold.
         write_buffer_bytes: memory for pages that an ``nvme`` tier has not written out yet; two
             segments at least.
         engine: how an ``nvme`` tier does its I/O; ``auto`` is ``uring`` where the system allows it,
@@ -91,6 +95,7 @@ class TierSettings:
         segment_bytes: payload that an ``nvme`` tier writes, and later lets go, as a whole; smaller
             in a tier that would have fewer than 8 of them.
         model: the device in virtual time (``simulate``).
+        faults: how an ``nvme`` tier's drive misbehaves on purpose; None: not at all.
     """
 
     name: TierName
@@ -99,6 +104,8 @@ class TierSettings:
     admit: float = 1.0
     write: WriteRule = "through"
     path: Path | None = None
+    paths: tuple[Path, ...] = ()
+    stripe_bytes: int = 512 << 10
     rebuild: bool = False
     write_buffer_bytes: int = 32 << 20
     engine: Engine = "auto"
@@ -108,6 +115,12 @@ class TierSettings:
     extent_pages_max: int = 32
     segment_bytes: int = 4 << 20
     model: DeviceModel | None = None
+    faults: FaultSettings | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Its files that have a name; empty: it takes a temporary one, if any."""
+        return self.paths or (() if self.path is None else (self.path,))
 
 
 @dataclass(frozen=True, slots=True)

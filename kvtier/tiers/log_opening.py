@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +14,10 @@ import numpy as np
 from kvtier.errors import DeviceError, SettingsError
 from kvtier.identities import Identities
 from kvtier.index import LogIndex, log_geometry
-from kvtier.io import FileEngine, open_engine
+from kvtier.io import FileEngine, open_striped
+from kvtier.io.faults import FaultyEngine
+from kvtier.io.stripe_labels import LABEL_BYTES, is_whole_set
+from kvtier.io.striped import stripe_bytes_for
 from kvtier.pages import U64
 from kvtier.settings import TierSettings
 from kvtier.tiers.log_format import (
@@ -48,18 +52,20 @@ async def open_nvme(
     index = LogIndex(geometry, settings.ways, seed)
     layout = layout_of(geometry, page_bytes)
     file_id = np.frombuffer(secrets.token_bytes(16), np.uint64)
-    if settings.path is None:
+    stripe_bytes = stripe_bytes_for(settings.stripe_bytes, page_bytes)
+    if not settings.files:
         path = _temporary_path()
         try:
-            file = _open_file(settings, path, layout, b"", keep=False)
+            file = await _open_file(settings, [path], stripe_bytes, layout, b"", keep=False)
         finally:
             path.unlink()
         return NvmeTier(file, index, layout, identities, file_id, settings.write_buffer_bytes)
-    found = _found_file_id(settings.path, layout, seed, rebuild=settings.rebuild)
+    found = _found_file_id(settings, stripe_bytes, layout, seed)
     head = new_superblock(layout, seed, file_id)
-    file = await _open_free_file(settings, settings.path, layout, head, keep=found is not None)
+    file = await _open_free_file(settings, stripe_bytes, layout, head, keep=found is not None)
     file_id = file_id if found is None else found
-    retired = RetiredKeys(file, settings.path.absolute(), layout, file_id)
+    paths = [path.absolute() for path in settings.files]
+    retired = RetiredKeys(file, paths, layout, file_id)
     tier = NvmeTier(file, index, layout, identities, file_id, settings.write_buffer_bytes, retired)
     if found is not None:
         try:
@@ -70,15 +76,28 @@ async def open_nvme(
     return tier
 
 
-def _found_file_id(path: Path, layout: LogLayout, seed: int, *, rebuild: bool) -> U64 | None:
+def _found_file_id(
+    settings: TierSettings, stripe_bytes: int, layout: LogLayout, seed: int
+) -> U64 | None:
     """The id of a log that is to be taken up again; None: the file is to be made anew.
 
     Raises:
         SettingsError: the file is no log, or one that does not fit.
         DeviceError: it cannot be read.
     """
+    path, rebuild = settings.files[0], settings.rebuild
+    key = "tiers.nvme.paths" if settings.paths else "tiers.nvme.path"
+    start = 0
+    if len(settings.files) > 1:
+        try:
+            if not is_whole_set(settings.paths, stripe_bytes, rebuild=rebuild):
+                return None
+        except SettingsError as error:
+            raise SettingsError(f"tiers.nvme.paths: {error}") from error
+        start = LABEL_BYTES
     try:
         with path.open("rb") as file:
+            file.seek(start)
             head = file.read(2 * BLOCK_BYTES)
     except FileNotFoundError:
         return None
@@ -89,8 +108,7 @@ def _found_file_id(path: Path, layout: LogLayout, seed: int, *, rebuild: bool) -
     superblock = find_superblock(head)
     if superblock is None:
         raise SettingsError(
-            f"tiers.nvme.path: {path} is there and is no log of kvtier: "
-            "remove it, or name another file"
+            f"{key}: {path} is there and is no log of kvtier: remove it, or name another file"
         )
     if rebuild:
         return None
@@ -103,7 +121,7 @@ def _found_file_id(path: Path, layout: LogLayout, seed: int, *, rebuild: bool) -
     ):
         if int(superblock[name]) != wanted:
             raise SettingsError(
-                f"tiers.nvme.path: {path} holds a log with {name} {superblock[name]}, and it "
+                f"{key}: {path} holds a log with {name} {superblock[name]}, and it "
                 f"would be {wanted} now: {_ADVICE}"
             )
     return _words(superblock)
@@ -115,7 +133,7 @@ def _words(superblock: Blocks) -> U64:
 
 
 async def _open_free_file(
-    settings: TierSettings, path: Path, layout: LogLayout, head: bytes, *, keep: bool
+    settings: TierSettings, stripe_bytes: int, layout: LogLayout, head: bytes, *, keep: bool
 ) -> FileEngine:
     """Open the file; if another process has it, see for a moment whether that is at its end.
 
@@ -123,31 +141,39 @@ async def _open_free_file(
     """
     for _ in range(_ATTEMPTS):
         try:
-            return _open_file(settings, path, layout, head, keep=keep)
+            return await _open_file(settings, settings.files, stripe_bytes, layout, head, keep=keep)
         except DeviceError as error:
             if not isinstance(error.__cause__, BlockingIOError):
                 raise
         await asyncio.sleep(_PAUSE_S)
-    return _open_file(settings, path, layout, head, keep=keep)
+    return await _open_file(settings, settings.files, stripe_bytes, layout, head, keep=keep)
 
 
-def _open_file(
-    settings: TierSettings, path: Path, layout: LogLayout, head: bytes, *, keep: bool
+async def _open_file(
+    settings: TierSettings,
+    paths: Sequence[Path],
+    stripe_bytes: int,
+    layout: LogLayout,
+    head: bytes,
+    *,
+    keep: bool,
 ) -> FileEngine:
     try:
-        return open_engine(
+        file = await open_striped(
             settings.engine,
-            path,
+            paths,
+            stripe_bytes=stripe_bytes,
             direct=settings.direct,
             queue_depth=settings.queue_depth,
             size_bytes=layout.file_bytes,
-            create=True,
             keep=keep,
             head=head,
             page_bytes=layout.page_bytes,
         )
     except SettingsError as error:
         raise SettingsError(f"tiers.nvme: {error}") from error
+    faults = settings.faults
+    return file if faults is None else FaultyEngine(file, faults, layout.file_bytes)
 
 
 def _temporary_path() -> Path:

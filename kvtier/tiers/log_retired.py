@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -46,7 +46,7 @@ class RetiredKeys:
 
     Args:
         file: the log.
-        path: the same file, to be synced.
+        paths: its file, or those it is striped over, to be synced.
         layout: of the file.
         file_id: u64[2], of this file.
 
@@ -54,10 +54,12 @@ class RetiredKeys:
         floor: generation up to which nothing of the log is believed at a restart.
     """
 
-    def __init__(self, file: FileEngine, path: Path, layout: LogLayout, file_id: U64) -> None:
+    def __init__(
+        self, file: FileEngine, paths: Sequence[Path], layout: LogLayout, file_id: U64
+    ) -> None:
         self.floor = 0
         self._file = file
-        self._path = path
+        self._paths = tuple(paths)
         self._layout = layout
         self._file_id = file_id
         self._blocks = np.zeros(layout.retired_blocks, RETIRED)
@@ -133,7 +135,7 @@ class RetiredKeys:
         if damaged.any() or int(done[0]) != copies.nbytes:
             logger.warning(
                 "nvme: %s: the table of retired keys is damaged, so the log starts empty",
-                self._path,
+                self._paths[0],
             )
             self.give_up(NOTHING)
             self._dirty.update(range(len(self._blocks)))
@@ -194,27 +196,28 @@ class RetiredKeys:
             raise self._refusal(_reason(int(done.min())))
         loop = asyncio.get_running_loop()
         try:
-            await outlast(loop.run_in_executor(None, _sync, self._path))
+            await outlast(loop.run_in_executor(None, _sync, self._paths))
         except OSError as error:
             raise self._refusal(str(error.strerror)) from error
 
     def _refusal(self, reason: str) -> DeviceError:
         return DeviceError(
-            f"{self._path}: what was deleted or rewritten could not be recorded ({reason}); "
+            f"{self._paths[0]}: what was deleted or rewritten could not be recorded ({reason}); "
             "it may be found again after a restart"
         )
 
 
-def _sync(path: Path) -> None:
-    """Have the drive write down what it was given."""
-    try:
-        fd = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return  # removed: nothing can be restarted from it
-    try:
-        os.fdatasync(fd)
-    finally:
-        os.close(fd)
+def _sync(paths: Sequence[Path]) -> None:
+    """Have the drives write down what they were given."""
+    for path in paths:
+        try:
+            fd = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # removed: nothing can be restarted from it
+        try:
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
 
 
 def _reason(done: int) -> str:

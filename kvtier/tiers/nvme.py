@@ -12,7 +12,7 @@ which the cache above takes for a miss. The same is written behind the pages of 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from kvtier.checksum import copy_and_sum, xxh64_rows
 from kvtier.identities import Identities, Restored
 from kvtier.index import LogIndex
 from kvtier.io import FileEngine
+from kvtier.io.faults import FaultyEngine
 from kvtier.io.gate import outlast
 from kvtier.pages import I64, U8, U64, Bool, PageStatus
 from kvtier.rows import aligned_rows, as_column
@@ -110,6 +111,11 @@ class NvmeTier:
     def direct(self) -> bool:
         """Reads come from the device (O_DIRECT), not from the operating system's page cache."""
         return self._file.direct
+
+    @property
+    def fault_counts(self) -> Mapping[str, int] | None:
+        """How often its drive misbehaved on purpose; None unless it was told to."""
+        return self._file.counts() if isinstance(self._file, FaultyEngine) else None
 
     @property
     def io_errors(self) -> int:

@@ -17,7 +17,7 @@ PAGE = 512
 
 
 def kept_settings(
-    path: Path, *, slots: int = 256, objects_max: int = 64, origin: bool = False, **tier: Any
+    path: Path | None, *, slots: int = 256, objects_max: int = 64, origin: bool = False, **tier: Any
 ) -> Settings:
     """One nvme tier, with or without an origin behind it."""
     return Settings(
@@ -39,7 +39,7 @@ def kept_settings(
 
 
 def kept(
-    path: Path, backend: GatedBackend | None = None, **more: Any
+    path: Path | None, backend: GatedBackend | None = None, **more: Any
 ) -> AbstractAsyncContextManager[TieredCache[AsyncDriver]]:
     """The cache, opened."""
     settings = kept_settings(path, origin=backend is not None, **more)

@@ -61,7 +61,7 @@ def write(path: Path, segment: int, generation: int, claims: Iterable[Claim]) ->
 async def read(path: Path, objects_max: int = 100) -> tuple[LogContent, Identities]:
     async with log_file(path, LAYOUT) as file:
         identities = Identities(objects_max)
-        retired = RetiredKeys(file, path, LAYOUT, FILE_ID)
+        retired = RetiredKeys(file, [path], LAYOUT, FILE_ID)
         await retired.load()
         return await read_log(file, LAYOUT, LogMirror(LAYOUT, identities, FILE_ID), retired), (
             identities
@@ -205,7 +205,7 @@ async def test_metadata_of_another_place_or_file_is_not_believed(path: Path) -> 
     assert located(content) == {1: [300, 301, 302, 303]}
     async with log_file(path, LAYOUT) as file:
         other = FILE_ID + np.uint64(1)
-        retired = RetiredKeys(file, path, LAYOUT, other)
+        retired = RetiredKeys(file, [path], LAYOUT, other)
         mirror = LogMirror(LAYOUT, Identities(10), other)
         content = await read_log(file, LAYOUT, mirror, retired)
     assert len(content.page_ids) == 0

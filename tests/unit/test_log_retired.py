@@ -38,7 +38,7 @@ def expected(of: list[tuple[bytes, int]]) -> dict[int, int]:
 async def change(path: Path, *changes: tuple[list[tuple[bytes, int]], int, int]) -> RetiredKeys:
     """The table as it is after each change (keys, newest, oldest generation) was saved."""
     async with log_file(path, LAYOUT) as file:
-        retired = RetiredKeys(file, path, LAYOUT, FILE_ID)
+        retired = RetiredKeys(file, [path], LAYOUT, FILE_ID)
         await retired.load()
         for of, newest, oldest in changes:
             retired.add(of, newest, oldest)
