@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -131,6 +131,7 @@ class TieredCache(Generic[DriverT]):
         directory: shared with the driver.
         origin: what is behind the driver's last level, or None.
         settings: bounds and write rules.
+        remember: has no restart bring back keys (fingerprint and version) that were retired.
     """
 
     def __init__(
@@ -139,8 +140,10 @@ class TieredCache(Generic[DriverT]):
         directory: ObjectDirectory,
         origin: ObjectStore | None,
         settings: Settings,
+        remember: Callable[[Sequence[tuple[bytes, int]]], Awaitable[None]] | None = None,
     ) -> None:
         self._driver = driver
+        self._remember = remember
         self._catalogue = Catalogue(directory, origin, driver.invalidate)
         self._settings = settings
         self._batch_pages_max = settings.chain.batch_pages_max
@@ -208,6 +211,8 @@ class TieredCache(Generic[DriverT]):
         Raises:
             BackendError: the origin cannot be reached. What went there before the failure stays
                 published; the objects of the failed call are looked up anew when next opened.
+            DeviceError: it could not be written down that a key has a new version, so a restart
+                may bring the old one back.
         """
         self._driver.check()
         counts = np.asarray(page_counts, np.int64)
@@ -222,7 +227,10 @@ class TieredCache(Generic[DriverT]):
             rows = None if payload is None else payload[first_row : int(ends[end - 1])]
             part = slice(start, end)
             async with self._catalogue.change(keys[part]):
-                status[part] = await self._write_batch(tuple(keys[part]), counts[part], rows)
+                try:
+                    status[part] = await self._write_batch(tuple(keys[part]), counts[part], rows)
+                finally:
+                    await self._remember_retired()
             start = end
         return status
 
@@ -231,13 +239,15 @@ class TieredCache(Generic[DriverT]):
 
         Raises:
             BackendError: the origin could not delete all of them; the tiers have forgotten them.
+            DeviceError: it could not be written down that they were deleted, so a restart may
+                bring them back.
         """
         self._driver.check()
         async with self._catalogue.change(keys):
-            if not self._writes_origin:
-                self._catalogue.remove(keys)
-                return
-            status = await self._catalogue.delete(keys)
+            try:
+                status = await self._delete(keys)
+            finally:
+                await self._remember_retired()
         failed = int(np.count_nonzero(status == PageStatus.FAILED))
         if failed:
             raise BackendError(f"the origin could not delete {failed} of {len(keys)} objects")
@@ -347,6 +357,17 @@ class TieredCache(Generic[DriverT]):
         await self._driver.drain()
 
     # -- inside -------------------------------------------------------------------------------
+
+    async def _delete(self, keys: Sequence[bytes]) -> U8:
+        if self._writes_origin:
+            return await self._catalogue.delete(keys)
+        self._catalogue.remove(keys)
+        return np.zeros(len(keys), np.uint8)
+
+    async def _remember_retired(self) -> None:
+        directory = self._catalogue.directory
+        if self._remember is not None and directory.has_to_remember:
+            await self._remember(directory.take_retired())
 
     async def _write_batch(self, keys: tuple[bytes, ...], counts: I64, payload: U8 | None) -> U8:
         status = np.zeros(len(keys), np.uint8)

@@ -137,7 +137,10 @@ class Catalogue:
             keys, stats.pages.tolist(), stats.versions.tolist(), strict=True
         ):
             if pages > 0 and not self.directory.knows(key):
-                self.publish([self.directory.reserve(key, pages, version, at_origin=True)])
+                entry = self.directory.revive(key, pages, version)
+                if entry is None:
+                    entry = self.directory.reserve(key, pages, version, at_origin=True)
+                self.publish([entry])
 
     async def _settled(self, keys: Sequence[bytes]) -> None:
         """Wait while any of the keys is being written or deleted."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from kvtier.jit import jit, jit_inline
 from kvtier.pages import I64, U8, U64
-from kvtier.rows import as_column, call_spans, select_rows
+from kvtier.rows import as_column, call_spans, memcpy, select_rows
 
 STRIPE_BYTES: Final = 32
 
@@ -54,6 +54,40 @@ def xxh64_rows(rows: U8, row_index: I64 | None, seeds: U64) -> U64:
     return sums
 
 
+def copy_and_sum(target: U8, target_rows: I64, source: U8, source_rows: I64, seeds: U64) -> U64:
+    """Copy row ``source_rows[i]`` of ``source`` to ``target_rows[i]`` of ``target``, and sum it.
+
+    Args:
+        target: u8[t, row_bytes], C-contiguous, writable, on a word; it must not overlap ``source``.
+        target_rows: i64[n], distinct.
+        source: u8[s, row_bytes], C-contiguous, anywhere.
+        source_rows: i64[n].
+        seeds: u64[n], a seed for each.
+
+    Returns:
+        u64[n], as of :func:`xxh64_rows`.
+
+    Raises:
+        ValueError: a shape, a dtype or a row number does not fit; nothing was copied then.
+    """
+    seeds = as_column(seeds, np.uint64, "seeds")
+    to = select_rows(target, target_rows, "target", seeds.size)
+    origin = select_rows(source, source_rows, "source", seeds.size)
+    row_bytes = target.shape[1]
+    if row_bytes == 0 or row_bytes % STRIPE_BYTES or source.shape[1] != row_bytes:
+        raise ValueError(
+            f"rows are {row_bytes} and {source.shape[1]} bytes: "
+            f"they must be the same multiple of {STRIPE_BYTES}"
+        )
+    words = target.view(np.uint64)
+    sums = np.empty(seeds.size, np.uint64)
+    for first, last in call_spans(seeds.size, row_bytes):
+        _copy_and_hash(
+            words, target.ctypes.data, to, source.ctypes.data, origin, seeds, sums, first, last
+        )
+    return sums
+
+
 @jit_inline
 def _rotate(word: np.uint64, bits: int) -> np.uint64:
     left = np.uint64(bits)
@@ -77,22 +111,49 @@ def _avalanche(total: np.uint64) -> np.uint64:
     return total ^ (total >> _BITS_32)
 
 
+@jit_inline
+def _hash_row(words: U64, row: int, seed: np.uint64) -> np.uint64:
+    row_words = words.shape[1]
+    lane_1 = seed + _PRIME_SUM
+    lane_2 = seed + _PRIME_2
+    lane_3 = seed
+    lane_4 = seed - _PRIME_1
+    for word in range(0, row_words, 4):
+        lane_1 = _round(lane_1, words[row, word])
+        lane_2 = _round(lane_2, words[row, word + 1])
+        lane_3 = _round(lane_3, words[row, word + 2])
+        lane_4 = _round(lane_4, words[row, word + 3])
+    total = _rotate(lane_1, 1) + _rotate(lane_2, 7)
+    total = total + _rotate(lane_3, 12) + _rotate(lane_4, 18)
+    total = _merge(_merge(_merge(_merge(total, lane_1), lane_2), lane_3), lane_4)
+    return _avalanche(total + np.uint64(row_words * 8))
+
+
 @jit
 def _hash_rows(words: U64, index: I64, seeds: U64, sums: U64, first: int, last: int) -> None:
-    row_words = words.shape[1]
     for at in range(first, last):
-        row = index[at]
-        seed = seeds[at]
-        lane_1 = seed + _PRIME_SUM
-        lane_2 = seed + _PRIME_2
-        lane_3 = seed
-        lane_4 = seed - _PRIME_1
-        for word in range(0, row_words, 4):
-            lane_1 = _round(lane_1, words[row, word])
-            lane_2 = _round(lane_2, words[row, word + 1])
-            lane_3 = _round(lane_3, words[row, word + 2])
-            lane_4 = _round(lane_4, words[row, word + 3])
-        total = _rotate(lane_1, 1) + _rotate(lane_2, 7)
-        total = total + _rotate(lane_3, 12) + _rotate(lane_4, 18)
-        total = _merge(_merge(_merge(_merge(total, lane_1), lane_2), lane_3), lane_4)
-        sums[at] = _avalanche(total + np.uint64(row_words * 8))
+        sums[at] = _hash_row(words, index[at], seeds[at])
+
+
+@jit
+def _copy_and_hash(
+    words: U64,
+    target: int,
+    target_rows: I64,
+    source: int,
+    source_rows: I64,
+    seeds: U64,
+    sums: U64,
+    first: int,
+    last: int,
+) -> None:
+    # The source by its address: a read-only or unaligned one needs no second compilation.
+    row_bytes = words.shape[1] * 8
+    for at in range(first, last):
+        row = target_rows[at]
+        memcpy(
+            np.uint64(target + row * row_bytes),
+            np.uint64(source + source_rows[at] * row_bytes),
+            np.uint64(row_bytes),
+        )
+        sums[at] = _hash_row(words, row, seeds[at])

@@ -10,6 +10,13 @@ from typing import Final
 import numpy as np
 
 from kvtier.errors import LimitError
+from kvtier.identities import (
+    Identities,
+    Restored,
+    Unopened,
+    UnopenedObjects,
+    fingerprint_of,
+)
 from kvtier.pages import (
     I64,
     OBJECT_PAGES_MAX,
@@ -22,6 +29,9 @@ from kvtier.pages import (
 
 OBJECT_IDS: Final = 1 << 32
 
+RETIRED_AT_ONCE: Final = 256
+"""Retired keys that may gather before they are to be remembered."""
+
 
 @dataclass(frozen=True, slots=True)
 class ObjectEntry:
@@ -31,7 +41,7 @@ class ObjectEntry:
         key: its name.
         object_id: the high half of its PageIds.
         pages: its length.
-        version: as its origin numbers it; 0 where there is no origin.
+        version: as its origin numbers it; where there is none, as it is counted here, or 0.
         at_origin: the origin has it.
     """
 
@@ -51,22 +61,43 @@ class ObjectDirectory:
 
     Ids are given in order and come round after 2^32, so a PageId that outlived its object names
     nothing rather than another object. When the directory is full, the object that was opened
-    least recently is retired.
+    least recently is retired; before it, what was there before this opening and was not asked for.
+
+    Args:
+        objects_max: its bound.
+        identities: is kept in step with the directory, where objects outlive this process.
+        restored: objects that did, under the ids that they had; found by their keys.
     """
 
-    def __init__(self, objects_max: int) -> None:
+    def __init__(
+        self,
+        objects_max: int,
+        identities: Identities | None = None,
+        restored: Restored | None = None,
+    ) -> None:
         if not 1 <= objects_max < OBJECT_IDS:
             raise LimitError(f"objects_max is {objects_max}: it must be from 1 to {OBJECT_IDS - 1}")
         self.objects_max = objects_max
         self._by_key: OrderedDict[bytes, ObjectEntry] = OrderedDict()
         self._by_id: dict[int, ObjectEntry] = {}
+        self._identities = identities
+        self._unopened: UnopenedObjects | None = None
         self._next_id = 0
+        self._next_version = 1
+        self._retired: list[tuple[bytes, int]] = []
+        self._urgent = False
+        if restored is not None:
+            self._unopened = UnopenedObjects(restored.objects)
+            self._next_id = restored.next_object_id
+            self._next_version = restored.next_version
 
     def __len__(self) -> int:
-        return len(self._by_key)
+        return len(self._by_key) + (len(self._unopened) if self._unopened else 0)
 
     def find(self, keys: Sequence[bytes]) -> list[ObjectEntry | None]:
         """The present object of each key, None where none is known; counts as opening it."""
+        if self._unopened:
+            self._open_local(keys, self._unopened)
         found = [self._by_key.get(key) for key in keys]
         for entry in found:
             if entry is not None:
@@ -85,9 +116,23 @@ class ObjectDirectory:
         """Give a new version of ``key`` an id; nobody finds it by its key until published."""
         if not 1 <= pages <= OBJECT_PAGES_MAX:
             raise LimitError(f"object {key!r} has {pages} pages: it must have 1 to 2^32 - 1")
+        if self._identities is not None and not at_origin:
+            version = self._next_version
+            self._next_version += 1
         entry = ObjectEntry(key, self._new_id(), pages, version, at_origin)
         self._by_id[entry.object_id] = entry
+        if self._identities is not None:
+            self._identities.put(
+                entry.object_id, fingerprint_of(key), version, pages, local=not at_origin
+            )
         return entry
+
+    def revive(self, key: bytes, pages: int, version: int) -> ObjectEntry | None:
+        """The origin's object of that version, if it was there before this opening; as reserved."""
+        found = self._unopened.find(fingerprint_of(key)) if self._unopened else None
+        if found is None or found.local or (found.pages, found.version) != (pages, version):
+            return None
+        return self._opened(key, found)
 
     def publish(self, entry: ObjectEntry) -> list[ObjectEntry]:
         """Let a reserved entry be found.
@@ -97,31 +142,83 @@ class ObjectDirectory:
             least recently if the directory was full. Their pages are to be invalidated.
         """
         retired = self.remove([entry.key])
-        if len(self._by_key) == self.objects_max:
-            retired += self.remove([next(iter(self._by_key))])
+        if len(self) >= self.objects_max:
+            retired.append(self._remove_oldest())
         self._by_key[entry.key] = entry
         return retired
 
     def abandon(self, entry: ObjectEntry) -> None:
         """Take back a reserved entry that will not be published."""
-        del self._by_id[entry.object_id]
+        self._retire(entry)
+        self._urgent |= not entry.at_origin
 
     def remove(self, keys: Sequence[bytes]) -> list[ObjectEntry]:
         """Forget keys; returns the entries that were known."""
         removed = []
         for key in keys:
             entry = self._by_key.pop(key, None)
+            if entry is None and self._unopened:
+                found = self._unopened.find(fingerprint_of(key))
+                entry = None if found is None else self._opened(key, found)
             if entry is not None:
-                del self._by_id[entry.object_id]
+                self._retire(entry)
+                self._urgent |= not entry.at_origin
                 removed.append(entry)
         return removed
 
+    @property
+    def has_to_remember(self) -> bool:
+        """A key was rewritten or deleted that no origin has, or many were retired."""
+        return self._urgent or len(self._retired) >= RETIRED_AT_ONCE
+
+    def take_retired(self) -> list[tuple[bytes, int]]:
+        """Fingerprint and version of what was retired since the last call, of no origin."""
+        retired, self._retired, self._urgent = self._retired, [], False
+        return retired
+
+    def _remove_oldest(self) -> ObjectEntry:
+        if self._unopened:
+            found = self._unopened.take_oldest()
+            entry = ObjectEntry(b"", found.object_id, found.pages, found.version, not found.local)
+            self._by_id[entry.object_id] = entry
+            self._retire(entry, found.fingerprint)
+        else:
+            _, entry = self._by_key.popitem(last=False)
+            self._retire(entry)
+        return entry
+
+    def _retire(self, entry: ObjectEntry, fingerprint: bytes | None = None) -> None:
+        del self._by_id[entry.object_id]
+        if self._identities is not None:
+            self._identities.remove(entry.object_id)
+            if not entry.at_origin:
+                self._retired.append((fingerprint or fingerprint_of(entry.key), entry.version))
+
+    def _open_local(self, keys: Sequence[bytes], unopened: UnopenedObjects) -> None:
+        """Let objects be found that no origin has to be asked for."""
+        for key in keys:
+            if key not in self._by_key:
+                found = unopened.find(fingerprint_of(key))
+                if found is not None and found.local:
+                    self._by_key[key] = self._opened(key, found)
+
+    def _opened(self, key: bytes, found: Unopened) -> ObjectEntry:
+        assert self._unopened is not None
+        self._unopened.take(found.fingerprint)
+        entry = ObjectEntry(key, found.object_id, found.pages, found.version, not found.local)
+        self._by_id[entry.object_id] = entry
+        return entry
+
     def _new_id(self) -> int:
-        while self._next_id in self._by_id:
+        while self._is_taken(self._next_id):
             self._next_id = (self._next_id + 1) % OBJECT_IDS
         object_id = self._next_id
         self._next_id = (object_id + 1) % OBJECT_IDS
         return object_id
+
+    def _is_taken(self, object_id: int) -> bool:
+        known = self._by_id if self._identities is None else self._identities
+        return object_id in known
 
     def clip(self, first: U64, count: I64) -> tuple[list[ObjectEntry], U32, I64]:
         """What the origin has of runs of pages.

@@ -25,6 +25,7 @@ from kvtier.chain import (
     Fill,
     Flight,
     Lookup,
+    Move,
     Read,
     Write,
 )
@@ -392,6 +393,10 @@ class AsyncDriver(ChainDriver):
         """Start a device read as a task."""
         self._tasks.spawn(self._fetch(action))
 
+    def move(self, action: Move) -> None:
+        """Start moving pages of a device as a task."""
+        self._tasks.spawn(self._move(action))
+
     def complete(self, action: Complete) -> None:
         """Resolve the future of the batch."""
         job = self._jobs.pop(action.ticket.epoch)
@@ -425,6 +430,14 @@ class AsyncDriver(ChainDriver):
             self._note_failure(action.level, error)
             status = np.full(len(action.slots), PageStatus.FAILED, np.uint8)
         self.perform(self.chain.filled(action, status == PageStatus.OK))
+
+    async def _move(self, action: Move) -> None:
+        try:
+            status = await self._levels.move(action)
+        except (Exception, asyncio.CancelledError) as error:
+            self._note_failure(action.level, error)
+            status = np.full(len(action.moves.page_ids), PageStatus.FAILED, np.uint8)
+        self.end_move(action, status == PageStatus.OK)
 
     def _written(self, origin: Flight | Write) -> U8 | None:
         """The payload of a write, which is read until its fills have ended."""

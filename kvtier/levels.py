@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kvtier.chain import Copy, Extents, Fetch, Fill, Flight
+from kvtier.chain import Copy, Extents, Fetch, Fill, Flight, Move
 from kvtier.gpu import DeviceRows, Rows
 from kvtier.gpu_memory import GpuMemory
 from kvtier.origin import Origin
@@ -122,6 +122,13 @@ class Levels:
         assert isinstance(tier, NvmeTier)
         source = self._source(action, written)
         return await tier.write(action.slots, action.page_ids, source, action.sources)
+
+    async def move(self, action: Move) -> U8:
+        """Write pages of a device elsewhere in it. Returns their status (u8[m])."""
+        tier = self.tiers[action.level]
+        assert isinstance(tier, NvmeTier)
+        moves = action.moves
+        return await tier.move(moves.sources, moves.targets, moves.page_ids)
 
     def _memory(self, level: int) -> MemoryTier:
         tier = self.tiers[level]

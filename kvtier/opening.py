@@ -14,11 +14,12 @@ from kvtier.directory import ObjectDirectory, ObjectEntry
 from kvtier.driver import AsyncDriver
 from kvtier.errors import SettingsError
 from kvtier.gpu import Gpu
+from kvtier.identities import Identities
 from kvtier.levels import Levels
 from kvtier.origin import Origin
 from kvtier.registry import open_backend
 from kvtier.settings import Settings, check_machine, validate
-from kvtier.tiers import open_tier
+from kvtier.tiers import NvmeTier, open_tier
 from kvtier.wrappers import wrapped
 
 
@@ -75,11 +76,20 @@ async def open_cache(
         if gpu is None and any(tier.name == "hbm" for tier in settings.tiers):
             gpu = open_gpu(settings.device)
         tiers = []
+        identities = kept = None
         for tier_settings in settings.tiers:
-            tier = await open_tier(tier_settings, settings.page_bytes, settings.seed, gpu)
+            if tier_settings.files:
+                identities = Identities(settings.chain.objects_max)
+            tier = await open_tier(
+                tier_settings, settings.page_bytes, settings.seed, gpu, identities
+            )
             stack.push_async_callback(tier.close)
             tiers.append(tier)
-        directory = ObjectDirectory(settings.chain.objects_max)
+            if isinstance(tier, NvmeTier) and tier_settings.files:
+                kept = tier
+        directory = ObjectDirectory(
+            settings.chain.objects_max, identities, None if kept is None else kept.restored
+        )
 
         def forget(entries: Sequence[ObjectEntry]) -> None:
             cache.catalogue.forget(entries)
@@ -92,6 +102,15 @@ async def open_cache(
             buffer_pages=settings.chain.device_batch_pages,
         )
         driver = AsyncDriver(chain, levels, settings.page_bytes, clock, deadline_s)
-        cache = TieredCache(driver, directory, origin, settings)
+        cache = TieredCache(
+            driver, directory, origin, settings, None if kept is None else kept.retire
+        )
+        if kept is not None:
+            stack.push_async_callback(_remember_all, kept, directory)
         stack.push_async_callback(driver.close)
         yield cache
+
+
+async def _remember_all(tier: NvmeTier, directory: ObjectDirectory) -> None:
+    """At the end, when nothing is written any more."""
+    await tier.retire(directory.take_retired())

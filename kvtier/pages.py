@@ -110,6 +110,20 @@ NO_MISSES: Final = Misses(
 )
 
 
+class Moves(NamedTuple):
+    """Pages of a log that are to be written again, elsewhere in it.
+
+    Attributes:
+        page_ids: u64[m].
+        sources: i64[m], their locations, ascending within a segment.
+        targets: i64[m], their new ones.
+    """
+
+    page_ids: U64
+    sources: I64
+    targets: I64
+
+
 class LookupResult(NamedTuple):
     """What an index answers for one batch of ``n`` page ids (DESIGN: probe, fold, plan).
 
@@ -119,7 +133,8 @@ class LookupResult(NamedTuple):
         rows: i64[h], the rows that hit, ascending; None: all ``n``.
         misses: all other rows.
         evicted: u64[e], ids of the pages dropped to make room, in the order of the plan.
-        bypasses: admitted pages for which their set had no evictable way.
+        bypasses: admitted pages for which their set had no evictable way, or their log no room.
+        moves: of a log, what must be moved before a segment can be written again.
     """
 
     hits: I64
@@ -127,6 +142,7 @@ class LookupResult(NamedTuple):
     misses: Misses
     evicted: U64
     bypasses: int
+    moves: Moves | None = None
 
 
 def all_hit(hits: I64) -> LookupResult:

@@ -9,6 +9,7 @@ from kvtier.chain.actions import (
     Fill,
     Invalidate,
     Lookup,
+    Move,
     Publish,
 )
 from kvtier.chain.build import build_chain
@@ -34,6 +35,7 @@ __all__ = [
     "Level",
     "LevelCounters",
     "Lookup",
+    "Move",
     "Publish",
     "Read",
     "Write",

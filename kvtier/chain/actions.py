@@ -8,7 +8,7 @@ from typing import TypeAlias
 from kvtier.chain.admission import AdmissionRule
 from kvtier.chain.extents import Extents
 from kvtier.chain.flight import Flight, Read, Write
-from kvtier.pages import I64, U64
+from kvtier.pages import I64, U64, Moves
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,6 +80,22 @@ class Fill:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Move:
+    """Write pages of a tier again elsewhere in it; answer with ``ChainDriver.end_move``.
+
+    Attributes:
+        number: its name.
+        ticket: of the lookup that makes room by it.
+        moves: from where to where.
+    """
+
+    level: int
+    number: int
+    ticket: Read | Flight | Write
+    moves: Moves
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Publish:
     """Make filled slots visible."""
 
@@ -110,4 +126,4 @@ class Complete:
     ticket: Read | Write
 
 
-Action: TypeAlias = Lookup | Fetch | Copy | Fill | Publish | Abort | Invalidate | Complete
+Action: TypeAlias = Lookup | Fetch | Copy | Fill | Move | Publish | Abort | Invalidate | Complete

@@ -17,7 +17,9 @@ class LevelCounters:
         device_reads: operations (extents) issued to the device, and their bytes in
             ``read_bytes``, gap pages included; 0 for tiers in memory.
         merged_extents: device reads that brought more than one page.
-        device_writes: pages written to the device; 0 for tiers in memory.
+        device_writes: pages written to the device, moved ones included; 0 for tiers in memory.
+        moved_pages: pages that a log read and wrote again, so that they stay; no device reads of
+            the chain, for no demand read asked for them.
         write_capped_pages: pages that missed while the write limit of the device was reached.
         failures: pages that the level should have had but could not read.
     """
@@ -30,6 +32,7 @@ class LevelCounters:
     read_bytes: int = 0
     merged_extents: int = 0
     device_writes: int = 0
+    moved_pages: int = 0
     write_capped_pages: int = 0
     evictions: int = 0
     bypasses: int = 0

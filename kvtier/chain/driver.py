@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from kvtier.chain.actions import (
     Fill,
     Invalidate,
     Lookup,
+    Move,
     Publish,
 )
 from kvtier.chain.admission import admitted
@@ -48,6 +49,12 @@ class Index(Protocol):
     def peek(self, page_ids: U64) -> I64: ...
 
 
+class MovingIndex(Index, Protocol):
+    """An index whose lookups ask for moves; see :class:`kvtier.index.LogIndex`."""
+
+    def moved(self, sources: I64, targets: I64, ok: Bool) -> int: ...
+
+
 class ChainDriver(ABC):
     """Performs a chain's actions. A subclass moves the bytes, or models their moving.
 
@@ -73,6 +80,8 @@ class ChainDriver(ABC):
                     queue.extend(self.fill(action))
                 case Fetch() as action:
                     self.fetch(action)
+                case Move() as action:
+                    self.move(action)
                 case Publish(level, slots):
                     self.indexes[level].publish(slots)
                 case Abort(level, slots) as action:
@@ -91,6 +100,15 @@ class ChainDriver(ABC):
         if isinstance(action.admit, SecondTouch):
             action.admit.note(result.misses)
         return self.chain.looked_up(action, result)
+
+    def end_move(self, action: Move, ok: Bool | None = None) -> None:
+        """Go on after pages were moved; ``ok`` (bool[m]) says which of them (None: all)."""
+        moves = action.moves
+        if ok is None:
+            ok = np.ones(len(moves.page_ids), np.bool_)
+        index = cast("MovingIndex", self.indexes[action.level])
+        lost = index.moved(moves.sources, moves.targets, ok)
+        self.perform(self.chain.moved(action, ok, lost))
 
     def admit(self, action: Lookup) -> Bool | None:
         """Which of the pages that are looked up may reserve a slot; None: all."""
@@ -128,6 +146,10 @@ class ChainDriver(ABC):
     @abstractmethod
     def fetch(self, action: Fetch) -> None:
         """Start a device read; its end is reported to the chain later."""
+
+    @abstractmethod
+    def move(self, action: Move) -> None:
+        """Start moving pages of a device; the end is reported by :meth:`end_move`."""
 
     @abstractmethod
     def complete(self, action: Complete) -> None:

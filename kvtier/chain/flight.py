@@ -86,7 +86,7 @@ class Write:
     Attributes:
         counters: where it is counted.
         writes_shut: it takes no slot of a tier that has a write limit.
-        steps: lookups and fills not yet answered.
+        steps: lookups, fills and moves not yet answered.
     """
 
     epoch: int

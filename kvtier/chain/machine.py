@@ -26,6 +26,7 @@ from kvtier.chain.actions import (
     Fill,
     Invalidate,
     Lookup,
+    Move,
     Publish,
 )
 from kvtier.chain.admission import AdmissionRule
@@ -37,7 +38,18 @@ from kvtier.chain.flights import Flights
 from kvtier.chain.kernels import compile_all
 from kvtier.chain.misses import fold, with_hits
 from kvtier.chain.write_limit import WriteLimit
-from kvtier.pages import I64, U8, U64, Bool, LookupResult, Misses, PageState, PageStatus, Purpose
+from kvtier.pages import (
+    I64,
+    U8,
+    U64,
+    Bool,
+    LookupResult,
+    Misses,
+    Moves,
+    PageState,
+    PageStatus,
+    Purpose,
+)
 from kvtier.settings import ChainSettings
 
 
@@ -93,6 +105,8 @@ class Chain:
         self._free_buffers = list(range(buffers - 1, -1, -1))
         self._kept_buffers = _kept_buffers(buffers, tiers)
         self._open_batches = 0
+        self._open_moves = 0
+        self._last_move = 0
         compile_all()
         self.buffer_count = buffers
         self.by_purpose = {purpose: no_counts(len(self._levels)) for purpose in Purpose}
@@ -111,8 +125,8 @@ class Chain:
 
     @property
     def idle(self) -> bool:
-        """No batch is unanswered, and no page is on its way."""
-        return self._open_batches == 0 and not self._flights
+        """No batch is unanswered, no page is on its way, and none is being moved."""
+        return self._open_batches == 0 and self._open_moves == 0 and not self._flights
 
     def is_in_memory(self, level: int) -> bool:
         """Whether a level is a tier in memory, and no device."""
@@ -231,13 +245,14 @@ class Chain:
             states = result.misses.states
             counters.write_capped_pages += int(np.count_nonzero(states == PageState.EMPTY))
         self._charge(action.level, int(np.count_nonzero(result.misses.reserved >= 0)))
+        actions = [] if result.moves is None else self._move(action, result.moves)
         match action.ticket:
             case Read() as read:
-                return self._first_lookup(read, result)
+                return actions + self._first_lookup(read, result)
             case Flight() as flight:
-                return self._next_lookup(action.level, flight, result)
+                return actions + self._next_lookup(action.level, flight, result)
             case Write() as write:
-                return self._write_lookup(action.level, write, result)
+                return actions + self._write_lookup(action.level, write, result)
 
     def not_looked_up(self, action: Lookup) -> list[Action]:
         """Go on with a read of which the page ids were lost, with the GPU that they were on."""
@@ -326,6 +341,25 @@ class Chain:
         """Slots were given back: what was to be written there will not be."""
         self._charge(abort.level, -len(abort.slots))
 
+    def moved(self, move: Move, ok: Bool, lost: int) -> list[Action]:
+        """Go on after pages were moved.
+
+        Args:
+            move: as asked for.
+            ok: bool[m], which of its pages.
+            lost: pages that left the tier because they could not be moved.
+        """
+        ticket = move.ticket
+        counters = ticket.counters.levels[move.level]
+        counters.moved_pages += len(ok)
+        counters.device_writes += len(ok)
+        counters.evictions += lost
+        self._open_moves -= 1
+        if not isinstance(ticket, Write):
+            return []
+        ticket.steps -= 1
+        return self._complete_write(ticket) if ticket.steps == 0 else []
+
     # -- routing ------------------------------------------------------------------------------
 
     def _lookup(self, level: int, ticket: Read | Flight | Write, page_ids: U64) -> Lookup:
@@ -348,6 +382,15 @@ class Chain:
         limit = self._tiers[level].write_limit
         if limit is not None:
             limit.charge(pages * self._page_bytes)
+
+    def _move(self, lookup: Lookup, moves: Moves) -> list[Action]:
+        ticket = lookup.ticket
+        if isinstance(ticket, Write):
+            ticket.steps += 1  # so that writers are no faster than the log
+        self._open_moves += 1
+        self._last_move += 1
+        self._charge(lookup.level, len(moves.page_ids))
+        return [Move(lookup.level, self._last_move, ticket, moves)]
 
     def _first_lookup(self, read: Read, result: LookupResult) -> list[Action]:
         if not self._tiers[0].in_memory:

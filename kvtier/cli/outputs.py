@@ -51,18 +51,19 @@ def check_outputs(arguments: argparse.Namespace) -> None:
 
 
 def check_tier_file(settings: Settings, arguments: argparse.Namespace) -> None:
-    """Make sure that the file of the ``nvme`` tier, which a replay overwrites, is none it reads.
+    """Make sure that the files of the ``nvme`` tier, which a replay overwrites, are none it reads.
 
     Raises:
         SettingsError: it is.
     """
+    reads = [getattr(arguments, name) for name in ("trace", "config")]
     for tier in settings.tiers:
-        for name in ("trace", "config"):
-            read = getattr(arguments, name)
-            if tier.path is None or read is None or not (tier.path.exists() and read.exists()):
+        key = "paths" if tier.paths else "path"
+        for path in tier.files:
+            if not path.exists():
                 continue
-            if tier.path.samefile(read):
+            if any(read is not None and read.exists() and path.samefile(read) for read in reads):
                 raise SettingsError(
-                    f"tiers.{tier.name}.path: {tier.path} is read by this command, and the tier "
+                    f"tiers.{tier.name}.{key}: {path} is read by this command, and the tier "
                     "would overwrite it; name another"
                 )

@@ -16,6 +16,7 @@ from kvtier.chain import (
     Copy,
     Fetch,
     Fill,
+    Move,
     Read,
     Write,
 )
@@ -259,8 +260,16 @@ class VirtualDriver(ModelledDriver):
         def end() -> None:
             self.perform(self.chain.filled(action))
 
-        self.travel(self.hardware.routes[action.level], action.slots, None, end, is_write=True)
+        route = self.hardware.routes[action.level]
+        if self.chain.is_in_memory(action.level):
+            self.travel(route, action.slots, None, end, is_write=True)
+        else:
+            self.travel_runs(route, action.slots, end, is_write=True)
         return ()
+
+    def move(self, action: Move) -> None:
+        """Moved pages take the time of the tier's device to be read and written."""
+        self.travel_moves(action, lambda: self.end_move(action))
 
     def fetch(self, action: Fetch) -> None:
         """A device read takes the time of its level's device."""

@@ -10,7 +10,15 @@ from kvtier.emulator.host import Host
 from kvtier.emulator.modelled import Hardware
 from kvtier.emulator.station import Route, Station
 from kvtier.emulator.topology import Topology
-from kvtier.settings import DeviceModel, Settings, default_model, device_names, gpus_of
+from kvtier.index import LogGeometry, log_geometry
+from kvtier.settings import (
+    DeviceModel,
+    Settings,
+    TierSettings,
+    default_model,
+    device_names,
+    gpus_of,
+)
 
 _ISSUED: Final = ("nvme", "origin")
 """Levels whose operations somebody must issue; the others are memory."""
@@ -32,7 +40,10 @@ class Machine:
         self._settings = settings
         self._topology = None if settings.topology is None else Topology(settings.topology)
         self._slots: dict[str, int] = {
-            tier.name: tier.capacity_bytes // settings.page_bytes for tier in settings.tiers
+            tier.name: geometry_of(tier, settings.page_bytes).locations
+            if tier.name == "nvme"
+            else tier.capacity_bytes // settings.page_bytes
+            for tier in settings.tiers
         }
         # Each GPU's process runs on a core of its own.
         self._hosts = [
@@ -100,3 +111,9 @@ class Machine:
         # Who reads slots of a first tier in memory copies hits, which belong to their batch.
         is_first = level == next(iter(self._names))
         return route.behind(host.hits if is_first else host.copies, host.copies)
+
+
+def geometry_of(tier: TierSettings, page_bytes: int) -> LogGeometry:
+    """The geometry of an ``nvme`` tier, as of one that is opened on a real drive."""
+    slots = tier.capacity_bytes // page_bytes // tier.ways * tier.ways
+    return log_geometry(slots, page_bytes, tier.segment_bytes)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
-from kvtier.chain import Chain, ChainDriver
+from kvtier.chain import Chain, ChainDriver, Move
 from kvtier.chain.driver import Index
 from kvtier.emulator.host import Host
 from kvtier.emulator.station import Route, Station, Work
 from kvtier.emulator.timeline import Event, Timeline
 from kvtier.measure import measurements_by_purpose
 from kvtier.pages import I64, U64
+
+RUN_BYTES: Final = 256 << 10
+"""Of a drive, that one operation of pages side by side writes or moves."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,6 +70,26 @@ class ModelledDriver(ChainDriver):
             locations = locations + locations.dtype.type(route.first_slot)
         work = Work(locations, pages, self.hardware.page_bytes, is_write)
         route.travel(self.timeline, work, end)
+
+    def travel_runs(self, route: Route, slots: I64, end: Event, *, is_write: bool) -> None:
+        """Send pages (i64[n], where they are in a tier) on their way, neighbours together.
+
+        An operation stays within :data:`RUN_BYTES`, so that others get their turn.
+        """
+        runs = slots // max(1, RUN_BYTES // self.hardware.page_bytes)
+        breaks = (np.diff(slots) != 1) | (np.diff(runs) != 0)
+        starts = np.flatnonzero(np.concatenate(([True], breaks)))
+        pages = np.diff(starts, append=len(slots))
+        self.travel(route, slots[starts], pages, end, is_write=is_write)
+
+    def travel_moves(self, action: Move, end: Event) -> None:
+        """Let pages of a device be read, and then written elsewhere."""
+        route, moves = self.hardware.routes[action.level], action.moves
+
+        def write() -> None:
+            self.travel_runs(route, moves.targets, end, is_write=True)
+
+        self.travel_runs(route, moves.sources, write, is_write=False)
 
     def put_objects(self, pages: I64, end: Event) -> None:
         """Send new objects (i64[n], pages of each) on their way to the last level, as travel does.

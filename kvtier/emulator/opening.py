@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from kvtier.chain import build_chain
+from kvtier.chain.driver import Index
 from kvtier.clock import VirtualClock
 from kvtier.directory import ObjectDirectory
 from kvtier.emulator.driver import VirtualDriver
-from kvtier.emulator.machine import Machine
+from kvtier.emulator.machine import Machine, geometry_of
 from kvtier.emulator.origin import ModelledOrigin, OriginContents
 from kvtier.emulator.repeating import RepeatingDriver
 from kvtier.emulator.timeline import Timeline
 from kvtier.errors import SettingsError
-from kvtier.index import PageIndex, create_index
-from kvtier.settings import Settings, gpus_of, validate
+from kvtier.index import LogIndex, create_index
+from kvtier.settings import Settings, TierSettings, gpus_of, validate
 
 
 class Emulator(NamedTuple):
@@ -125,8 +126,11 @@ def open_repetition(
     return RepeatingDriver(chain, _indexes(settings), hardware, Timeline(clock))
 
 
-def _indexes(settings: Settings) -> list[PageIndex]:
-    return [
-        create_index(tier.capacity_bytes // settings.page_bytes, tier.ways, settings.seed)
-        for tier in settings.tiers
-    ]
+def _indexes(settings: Settings) -> list[Index]:
+    return [_index(tier, settings) for tier in settings.tiers]
+
+
+def _index(tier: TierSettings, settings: Settings) -> Index:
+    if tier.name == "nvme":
+        return LogIndex(geometry_of(tier, settings.page_bytes), tier.ways, settings.seed)
+    return create_index(tier.capacity_bytes // settings.page_bytes, tier.ways, settings.seed)

@@ -22,6 +22,7 @@ from kvtier.chain import (
     Fetch,
     Fill,
     Flight,
+    Move,
     Read,
     Write,
 )
@@ -32,12 +33,12 @@ from kvtier.emulator.timeline import Event, Timeline
 from kvtier.pages import I64, U8, U64, Bool, PageStatus, Purpose
 
 Answered = Callable[[I64], None]
-ActionT = TypeVar("ActionT", Fetch, Fill)
+ActionT = TypeVar("ActionT", Fetch, Fill, Move)
 
 
 @dataclass(slots=True, eq=False)
 class DeviceWork(Generic[ActionT]):
-    """A read (``Fetch``) or a write (``Fill``) of a device that the chain asked for.
+    """A read (``Fetch``), a write (``Fill``) or both (``Move``) that the chain asked a device for.
 
     Attributes:
         is_over: by its model it has ended; the chain may be told.
@@ -45,6 +46,10 @@ class DeviceWork(Generic[ActionT]):
 
     action: ActionT
     is_over: bool = False
+
+    def end(self) -> None:
+        """By its model it has ended."""
+        self.is_over = True
 
 
 class _Parts:
@@ -118,6 +123,7 @@ class RepeatingDriver(ModelledDriver):
         fetches: device reads under way, by the number of their flight.
         fills: writes of devices under way, by what they are of (a write or a flight), its epoch or
             number, and the level.
+        moves: moves under way, by their number.
     """
 
     def __init__(
@@ -127,6 +133,7 @@ class RepeatingDriver(ModelledDriver):
         self.reads: dict[int, Read] = {}
         self.fetches: dict[int, DeviceWork[Fetch]] = {}
         self.fills: dict[tuple[type[Flight | Write], int, int], DeviceWork[Fill]] = {}
+        self.moves: dict[int, DeviceWork[Move]] = {}
         self._batches: dict[int, _Batch] = {}
         self._travelling = 0
 
@@ -241,6 +248,11 @@ class RepeatingDriver(ModelledDriver):
         del self.fills[_name_of(work.action)]
         self.perform(self.chain.filled(work.action, ok))
 
+    def moved(self, work: DeviceWork[Move], ok: Bool | None) -> None:
+        """Pages of a device were moved (one of ``moves``); ``ok`` says which (None: all)."""
+        del self.moves[work.action.number]
+        self.end_move(work.action, ok)
+
     # -- actions ------------------------------------------------------------------------------
 
     def copy(self, action: Copy) -> Iterable[Action]:
@@ -272,13 +284,20 @@ class RepeatingDriver(ModelledDriver):
             self._send(waiting, route, action.slots, _nothing, is_write=True)
             return self.chain.filled(action)
         work = self.fills[_name_of(action)] = DeviceWork(action)
-        self._start(work, action.slots, None, is_write=True)
+        route = self.hardware.routes[action.level]
+        self.travel_runs(route, action.slots, work.end, is_write=True)
         return ()
 
     def fetch(self, action: Fetch) -> None:
         """A device read takes the time of its level's device, and then waits to be told."""
         work = self.fetches[action.flight.number] = DeviceWork(action)
-        self._start(work, action.extents.first, action.extents.count, is_write=False)
+        route, extents = self.hardware.routes[action.level], action.extents
+        self.travel(route, extents.first, extents.count, work.end, is_write=False)
+
+    def move(self, action: Move) -> None:
+        """Moved pages take the time of their device, and then wait for :meth:`moved`."""
+        work = self.moves[action.number] = DeviceWork(action)
+        self.travel_moves(action, work.end)
 
     def complete(self, action: Complete) -> None:
         """Answer the batch, as soon as all of it has arrived."""
@@ -326,15 +345,6 @@ class RepeatingDriver(ModelledDriver):
         for batch in batches:
             batch.travelling += 1
         self.travel(route, slots, None, end, is_write=is_write)
-
-    def _start(
-        self, work: DeviceWork[ActionT], locations: U64 | I64, pages: I64 | None, *, is_write: bool
-    ) -> None:
-        def end() -> None:
-            work.is_over = True
-
-        route = self.hardware.routes[work.action.level]
-        self.travel(route, locations, pages, end, is_write=is_write)
 
     def _occupy_host(self, requests: int) -> None:
         """Let the host's software begin a batch of so many requests; what it asks for is later."""

@@ -12,7 +12,7 @@ from kvtier.errors import SettingsError, TraceError
 from kvtier.settings import Settings
 from kvtier.settings.keys import toml_key
 
-VERSION: Final = 1
+VERSION: Final = 2
 
 _TIER: Final = (
     "capacity_bytes",
@@ -22,6 +22,7 @@ _TIER: Final = (
     "write_limit_bytes_per_s",
     "merge_gap_pages",
     "extent_pages_max",
+    "segment_bytes",
 )
 _ORIGIN: Final = ("write", "merge_gap_pages", "extent_pages_max")
 _REPLAY: Final = ("drive", "concurrency", "compute_s", "speed")

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from kvtier.chain import Action, Chain, Extents, Fill, Flight, Read, Write
+from kvtier.chain import Action, Chain, Extents, Fill, Flight, Move, Read, Write
 from kvtier.errors import DeviceLostError, LimitError
 from kvtier.events.owners import present_owners
 from kvtier.events.schema import EventKind, Flag
@@ -98,14 +98,23 @@ class RecordingChain(Chain):
 
     def filled(self, fill: Fill, ok: Bool | None = None) -> list[Action]:
         if not self.is_in_memory(fill.level):
-            status = None
-            if ok is not None and not ok.all():
-                status = np.where(ok, np.uint8(PageStatus.OK), np.uint8(PageStatus.FAILED))
+            status = None if ok is None else _status(ok)
             if isinstance(fill.origin, Flight):
                 self._log.filled(EventKind.FILLED, fill.origin.number, fill.level, status)
             else:
                 self._log.filled(EventKind.STORED, fill.origin.epoch, fill.level, status)
         return super().filled(fill, ok)
+
+    def moved(self, move: Move, ok: Bool, lost: int) -> list[Action]:
+        self._log.filled(EventKind.MOVED, move.number, move.level, _status(ok))
+        return super().moved(move, ok, lost)
+
+
+def _status(ok: Bool) -> U8 | None:
+    """A ``PageStatus`` of each page that was written or not (bool[n]); None: all were."""
+    if ok.all():
+        return None
+    return np.where(ok, np.uint8(PageStatus.OK), np.uint8(PageStatus.FAILED))
 
 
 def _existing(flight: Flight, issued: Extents) -> I64 | None:

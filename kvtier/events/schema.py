@@ -50,6 +50,8 @@ class EventKind(enum.IntEnum):
     """A request (``name``) had its last answer."""
     LAST = 14
     """The run ended; always the last row, with a ``summary``."""
+    MOVED = 15
+    """Pages were moved (``name``) on the device of ``level``."""
 
 
 class Flag(enum.IntFlag):
@@ -91,10 +93,10 @@ LISTS: Final[Mapping[str, str]] = MappingProxyType(
 """Columns with a list per event, and the types of their items.
 
 ``run_start`` and ``run_len`` are PageIds as runs. ``counts`` of FETCHED are the pages of each
-extent that exist, ``status`` the ``PageStatus`` of each page; of FILLED and STORED it is 0 for each
-slot
-that was written. They are empty where nothing failed and all was there. ``owners`` are the
-requests for which a READ or WRITE is, ``owner_pages`` the pages of each, in the order of a READ.
+extent that exist, ``status`` the ``PageStatus`` of each page; of FILLED, STORED and MOVED it is 0
+for each page that was written. They are empty where nothing failed and all was there. ``owners``
+are the requests for which a READ or WRITE is, ``owner_pages`` the pages of each, in the order of a
+READ.
 """
 
 SUMMARY: Final = "summary"

@@ -126,7 +126,7 @@ class EventLog:
         )
 
     def filled(self, kind: EventKind, name: int, level: int, status: U8 | None) -> None:
-        """Slots of a device were written (FILLED, STORED); ``status`` (u8[n]) of those is 0."""
+        """Pages were written (FILLED, STORED, MOVED); ``status`` (u8[n]) of those is 0."""
         self._add(kind, name, level=level, status=() if status is None else status)
 
     def invalidate(self, page_ids: U64) -> None:

@@ -7,11 +7,21 @@ from typing import Literal
 from kvtier.errors import SettingsError
 from kvtier.index.cpu import NumbaIndex
 from kvtier.index.interface import IndexSnapshot, PageIndex
+from kvtier.index.log import LogIndex
+from kvtier.index.log_geometry import LogGeometry, log_geometry
 from kvtier.index.reference import ReferenceIndex
 
 IndexEngine = Literal["numba", "reference"]
 
-__all__ = ["IndexEngine", "IndexSnapshot", "PageIndex", "create_index"]
+__all__ = [
+    "IndexEngine",
+    "IndexSnapshot",
+    "LogGeometry",
+    "LogIndex",
+    "PageIndex",
+    "create_index",
+    "log_geometry",
+]
 
 
 def create_index(

@@ -98,6 +98,30 @@ class NumbaIndex:
         kernels.peek(self._table, page_ids, slots)
         return slots
 
+    def pages_in(self, slots: I64) -> U64:
+        """u64[n], the page of each slot; all of them VALID or PENDING."""
+        return self._table.tags[slots]
+
+    def touched_at(self, slots: I64) -> U64:
+        """u64[n], the epoch in which each slot was last found or reserved; 0: long ago."""
+        stamps = self._table.stamps[slots].astype(np.uint64)
+        stamps[stamps > 0] += np.uint64(self._base)
+        return stamps
+
+    def drop(self, slots: I64) -> None:
+        """Make VALID slots (i64[n]) EMPTY and free at once: nobody reads there."""
+        kernels.drop(self._table, slots)
+
+    def restore(self, page_ids: U64) -> I64:
+        """Give pages (u64[n]) VALID slots, as if touched long ago; the first come first.
+
+        Returns:
+            i64[n], the slot of each page; -1 if its set is full, or it was there before.
+        """
+        slots = np.empty(page_ids.size, np.int64)
+        kernels.restore(self._table, page_ids, slots)
+        return slots
+
     def snapshot(self) -> IndexSnapshot:
         table = self._table
         epochs = table.stamps.astype(np.uint64)
@@ -151,6 +175,8 @@ class NumbaIndex:
         kernels.abort(table, slots)
         kernels.invalidate(table, ids, slots)
         kernels.peek(table, ids, slots)
+        kernels.drop(table, slots)
+        kernels.restore(table, ids, slots)
 
 
 def _empty_table(sets: int, ways: int, seed: int) -> SlotTable:

@@ -269,6 +269,39 @@ def invalidate(table: SlotTable, page_ids: U64, dropped: I64) -> int:
 
 
 @jit
+def drop(table: SlotTable, slots: I64) -> None:
+    """Slots become EMPTY, unstamped."""
+    for slot in slots:
+        _clear(table, slot)
+        table.stamps[slot] = np.uint32(0)
+
+
+@jit
+def restore(table: SlotTable, page_ids: U64, slots: I64) -> None:
+    """Pages take EMPTY slots of their sets and become VALID; -1 where there is none, or no need."""
+    for row in range(page_ids.size):
+        ahead = page_ids[min(row + _PREFETCH_ROWS, page_ids.size - 1)]
+        begin = _first_slot(table, fmix64(ahead ^ table.seed_word))
+        prefetch(table.digests, begin)
+        prefetch(table.states, begin)
+        for eight in range(begin, begin + table.ways, 8):
+            prefetch(table.tags, eight)
+        page_id = page_ids[row]
+        hashed = fmix64(page_id ^ table.seed_word)
+        slots[row] = -1
+        if _find(table, page_id, hashed) >= 0:
+            continue
+        first = _first_slot(table, hashed)
+        for slot in range(first, first + table.ways):
+            if table.states[slot] == _EMPTY:
+                table.tags[slot] = page_id
+                table.digests[slot] = np.uint8(hashed & _DIGEST_MASK)
+                table.states[slot] = _VALID
+                slots[row] = slot
+                break
+
+
+@jit
 def peek(table: SlotTable, page_ids: U64, slots: I64) -> None:
     """The slot of each VALID page, or -1."""
     for row in range(page_ids.size):

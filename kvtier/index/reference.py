@@ -110,6 +110,30 @@ class ReferenceIndex:
         valid = [slot >= 0 and self._slots[slot].state == PageState.VALID for slot in slots]
         return np.where(np.array(valid, bool), np.array(slots, np.int64), -1)
 
+    def pages_in(self, slots: I64) -> U64:
+        """As of the Numba engine."""
+        return np.array([self._slots[slot].page for slot in slots.tolist()], np.uint64)
+
+    def touched_at(self, slots: I64) -> U64:
+        """As of the Numba engine."""
+        return np.array([self._slots[slot].epoch for slot in slots.tolist()], np.uint64)
+
+    def drop(self, slots: I64) -> None:
+        """As of the Numba engine."""
+        for slot in slots.tolist():
+            self._slots[slot].clear()
+            self._slots[slot].epoch = 0
+
+    def restore(self, page_ids: U64) -> I64:
+        """As of the Numba engine."""
+        slots = []
+        for page in page_ids.tolist():
+            empty = [slot for slot in self._set(page) if self._slots[slot].state == PageState.EMPTY]
+            slots.append(-1 if self._find(page) >= 0 or not empty else empty[0])
+            if slots[-1] >= 0:
+                self._slots[slots[-1]] = _Slot(page, PageState.VALID)
+        return np.array(slots, np.int64)
+
     def snapshot(self) -> IndexSnapshot:
         slots = self._slots
         digests = [0 if s.state == PageState.EMPTY else self._hash(s.page) & 0xFF for s in slots]

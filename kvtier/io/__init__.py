@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -13,11 +14,13 @@ from kvtier.io.aio import AiofilesEngine
 from kvtier.io.engine import FileEngine, pack_extents
 from kvtier.io.file import open_file
 from kvtier.io.ring import Ring, explain
+from kvtier.io.stripe_labels import new_labels
+from kvtier.io.striped import StripedEngine, file_sizes
 from kvtier.io.threads import ThreadEngine
 from kvtier.io.uring import UringEngine
 from kvtier.pages import PAGE_BYTES_DEFAULT
 
-__all__ = ["AUTO", "ENGINE_NAMES", "QUEUE_DEPTH_MAX", "FileEngine", "open_engine"]
+__all__ = ["AUTO", "ENGINE_NAMES", "QUEUE_DEPTH_MAX", "FileEngine", "open_engine", "open_striped"]
 
 QUEUE_DEPTH_MAX: Final = 1024
 """Operations in flight at one file; ``threads`` and ``aiofiles`` keep a thread for each."""
@@ -39,6 +42,8 @@ def open_engine(
     size_bytes: int | None,
     create: bool,
     page_bytes: int = PAGE_BYTES_DEFAULT,
+    keep: bool = False,
+    head: bytes = b"",
 ) -> FileEngine:
     """Open a file for batched I/O.
 
@@ -52,6 +57,9 @@ def open_engine(
         create: take the file for this engine alone, emptied. Otherwise it must exist, and is
             opened for reading: a write is then answered ``-EBADF``.
         page_bytes: what every offset, length and row of a direct file is a multiple of.
+        keep: with ``create``: leave what the file holds, if it is there.
+        head: with ``create``, and without ``keep``: what the file begins with from the moment that
+            it is there; a multiple of 4096 bytes.
 
     Raises:
         SettingsError: an unknown engine, one that this system forbids, or a queue depth out of
@@ -67,7 +75,13 @@ def open_engine(
     ring = _open_ring(name, queue_depth)
     try:
         file = open_file(
-            path, direct=direct, size_bytes=size_bytes, create=create, page_bytes=page_bytes
+            path,
+            direct=direct,
+            size_bytes=size_bytes,
+            create=create,
+            page_bytes=page_bytes,
+            keep=keep,
+            head=head,
         )
     except BaseException:
         if ring is not None:
@@ -78,6 +92,71 @@ def open_engine(
     if ring is not None:
         return UringEngine(file, queue_depth, ring)
     return _THREADED[ThreadEngine.name if name == AUTO else name](file, queue_depth)
+
+
+async def open_striped(
+    name: str,
+    paths: Sequence[Path],
+    *,
+    stripe_bytes: int,
+    direct: bool,
+    queue_depth: int,
+    size_bytes: int,
+    page_bytes: int = PAGE_BYTES_DEFAULT,
+    keep: bool = False,
+    head: bytes = b"",
+) -> FileEngine:
+    """Open several files that are one (:class:`kvtier.io.striped.StripedEngine`), for writing.
+
+    Args:
+        name: the engine of each file.
+        paths: the files, at least one; of one alone this is :func:`open_engine`.
+        stripe_bytes: of :func:`kvtier.io.striped.stripe_bytes_for`.
+        direct: as of :func:`open_engine`.
+        queue_depth: of each file.
+        size_bytes: disk space to reserve, all files together.
+        page_bytes: as of :func:`open_engine`.
+        keep: leave what the files hold; they are a set then
+            (:func:`kvtier.io.stripe_labels.is_whole_set`).
+        head: without ``keep``: what the whole begins with; a multiple of 4096 bytes, at most a
+            stripe.
+
+    Raises:
+        SettingsError, DeviceError: as of :func:`open_engine`, of one of the files. Those that were
+            not there before are not there afterwards.
+    """
+    count = len(paths)
+    labels = new_labels(count, stripe_bytes) if count > 1 else [b""]
+    sizes = file_sizes(size_bytes, count, stripe_bytes) if count > 1 else [size_bytes]
+    head_bytes = len(labels[0])
+    files: list[FileEngine] = []
+    made: list[Path] = []
+    try:
+        for number in reversed(range(count)):  # without the first file, there is no set
+            path = paths[number]
+            is_new = not path.exists()
+            first_bytes = labels[number] + (head if number == 0 else b"")
+            file = open_engine(
+                name,
+                path,
+                direct=direct,
+                queue_depth=queue_depth,
+                size_bytes=head_bytes + sizes[number],
+                create=True,
+                page_bytes=page_bytes,
+                keep=keep,
+                head=b"" if keep else first_bytes,
+            )
+            files.append(file)
+            if is_new:
+                made.append(path)
+    except BaseException:
+        for file in files:
+            await file.close()
+        for path in made:
+            path.unlink(missing_ok=True)
+        raise
+    return files[0] if count == 1 else StripedEngine(files[::-1], stripe_bytes, head_bytes)
 
 
 def _open_ring(name: str, queue_depth: int) -> Ring | None:

@@ -53,12 +53,20 @@ class OpenFile:
 
 
 def open_file(
-    path: Path, *, direct: bool, size_bytes: int | None, create: bool, page_bytes: int
+    path: Path,
+    *,
+    direct: bool,
+    size_bytes: int | None,
+    create: bool,
+    page_bytes: int,
+    keep: bool = False,
+    head: bytes = b"",
 ) -> OpenFile:
     """Open ``path``; arguments and errors as in :func:`kvtier.io.open_engine`.
 
-    A created file is locked before it is emptied, so that a second opener harms nothing. When
-    this fails, a file that was not there before is not there afterwards.
+    A created file is locked before it is emptied, so that a second opener harms nothing. Its head
+    is the first thing that is written. When this fails, a file that was not there before is not
+    there afterwards.
     """
     with (
         _explained(f"cannot {'create' if create else 'open'} {path}"),
@@ -66,18 +74,20 @@ def open_file(
     ):
         if path.exists() and not path.is_file():
             raise DeviceError(f"{path} is no regular file: name a file")
-        fd = _create(path, undo) if create else os.open(path, os.O_RDONLY)
+        fd = _create(path, undo, keep=keep) if create else os.open(path, os.O_RDONLY)
         undo.callback(os.close, fd)
-        direct = direct and _set_direct(fd, page_bytes, writable=create)
+        direct = direct and _set_direct(fd, page_bytes, writable=create and not keep)
+        if head and not keep:
+            _write_head(fd, head)
         if create:
-            _reserve(fd, path, size_bytes or 0)
+            _reserve(fd, path, size_bytes or 0, None if keep else len(head))
         undo.pop_all()
     alignment_bytes = math.gcd(page_bytes, mmap.PAGESIZE) if direct else 1
     return OpenFile(fd, path, create, direct, alignment_bytes)
 
 
-def _create(path: Path, undo: contextlib.ExitStack) -> int:
-    """An empty, locked file; ``undo`` then removes it, unless it was there before."""
+def _create(path: Path, undo: contextlib.ExitStack, *, keep: bool) -> int:
+    """A locked file, emptied if not kept; ``undo`` then removes it, unless it was there before."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         created = True
@@ -86,7 +96,8 @@ def _create(path: Path, undo: contextlib.ExitStack) -> int:
         created = False
     try:
         _lock(fd, path)
-        os.ftruncate(fd, 0)
+        if not keep:
+            os.ftruncate(fd, 0)
     except OSError:
         os.close(fd)
         raise
@@ -130,10 +141,22 @@ def _set_direct(fd: int, page_bytes: int, *, writable: bool) -> bool:
     return True
 
 
-def _reserve(fd: int, path: Path, size_bytes: int) -> None:
-    """Reserve disk space now, so that a full disk shows here and not in the middle of a run."""
+def _write_head(fd: int, head: bytes) -> None:
+    """Write the first bytes of a file, a multiple of the device's block."""
+    memory = mmap.mmap(-1, len(head))  # on a memory page, as O_DIRECT wants it
+    memory[:] = head
+    written = os.pwrite(fd, memory, 0)
+    if written != len(head):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _reserve(fd: int, path: Path, size_bytes: int, head_bytes: int | None) -> None:
+    """Reserve disk space now, so that a full disk shows here and not in the middle of a run.
+
+    A new file, of which ``head_bytes`` are written, gets zeros behind them if it is not too large.
+    """
     disk = os.fstatvfs(fd)
-    free_bytes = disk.f_bavail * disk.f_frsize
+    free_bytes = disk.f_bavail * disk.f_frsize + os.fstat(fd).st_blocks * 512
     if size_bytes > free_bytes:
         raise DeviceError(
             f"cannot create {path}: it needs {format_bytes(size_bytes)} and its disk has "
@@ -146,19 +169,18 @@ def _reserve(fd: int, path: Path, size_bytes: int) -> None:
         if error.errno not in _REFUSED:
             raise
         os.ftruncate(fd, size_bytes)
-    if size_bytes <= PREWRITTEN_BYTES_MAX:
-        _write_zeros(fd, size_bytes)
+    if head_bytes is not None and size_bytes <= PREWRITTEN_BYTES_MAX:
+        _write_zeros(fd, head_bytes, size_bytes)
 
 
-def _write_zeros(fd: int, size_bytes: int) -> None:
-    """Write a reserved file once from end to end.
+def _write_zeros(fd: int, written: int, size_bytes: int) -> None:
+    """Write a reserved file once to its end.
 
     Each page written into space that is merely reserved splits it in two, and a file system may
     take a minute to remove a file of 40,000 such pieces. A larger file is spared that, for writing
     it would take longer, and wear the drive.
     """
     zeros = memoryview(mmap.mmap(-1, _CHUNK_BYTES))  # on a memory page, as O_DIRECT wants it
-    written = 0
     while written < size_bytes:
         written += os.pwrite(fd, zeros[: size_bytes - written], written)
 

@@ -78,6 +78,7 @@ class RepeatedDrive:
             EventKind.FETCHED: self._fetched,
             EventKind.FILLED: self._filled,
             EventKind.STORED: self._filled,
+            EventKind.MOVED: self._moved,
             EventKind.INVALIDATE: self._invalidate,
             EventKind.LEAVE: self._batch,
             EventKind.EXPIRE: self._batch,
@@ -250,6 +251,16 @@ class RepeatedDrive:
             raise event.error(f"it has {len(ok)} slots, and another number is written")
         self._wait(event, lambda: work.is_over)
         self._driver.filled(work, ok)
+
+    def _moved(self, event: Event) -> None:
+        work = self._driver.moves.get(event.name)
+        if work is None or work.action.level != event.level:
+            raise event.error(f"nothing is moved as {event.name} on level {event.level}")
+        ok = event.status == PageStatus.OK if len(event.status) else None
+        if ok is not None and len(ok) != len(work.action.moves.page_ids):
+            raise event.error(f"it has {len(ok)} pages, and another number is moved")
+        self._wait(event, lambda: work.is_over)
+        self._driver.moved(work, ok)
 
     # -- time, and the end --------------------------------------------------------------------
 

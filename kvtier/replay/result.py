@@ -242,6 +242,7 @@ def _tier(
         "hit_rate": level.hits / level.lookups if level.lookups else None,
         "device_reads": level.device_reads,
         "device_writes": level.device_writes,
+        "moved_pages": level.moved_pages,
         "read_bytes": level.read_bytes,
         "evictions": level.evictions,
         "bypasses": level.bypasses,

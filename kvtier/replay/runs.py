@@ -111,7 +111,7 @@ async def replay_trace(
             logged = describe_log(events, header)
             make_chain = partial(RecordingChain, log)
         cache = await stack.enter_async_context(
-            open_cache(settings, clock=clock, origin=origin, make_chain=make_chain)
+            open_cache(_empty(settings), clock=clock, origin=origin, make_chain=make_chain)
         )
         verifier = Verifier(
             settings.replay.verify_share,
@@ -122,14 +122,27 @@ async def replay_trace(
         if log is not None:
             log.last(cache.driver.chain.counters, complete=run.complete)
         tiers = cache.driver.tiers
-        direct = {tier.name: tier.direct for tier in tiers if isinstance(tier, NvmeTier)}
+        drives = [tier for tier in tiers if isinstance(tier, NvmeTier)]
+        notes: dict[str, Any] = {"o_direct": {tier.name: tier.direct for tier in drives}}
+        if faults := {tier.name: tier.fault_counts for tier in drives if tier.fault_counts}:
+            notes["faults"] = faults
         engines = [tier.engine for tier in tiers]
         wrappers = counts_of(cache.catalogue.origin)
         return to_result(
             replace(
-                run, engines=engines, notes={"o_direct": direct}, events=logged, wrappers=wrappers
+                run,
+                engines=engines,
+                notes=notes,
+                events=logged,
+                wrappers=wrappers,
+                extra_written_bytes={tier.name: tier.metadata_bytes for tier in drives},
             )
         )
+
+
+def _empty(settings: Settings) -> Settings:
+    """No tier is warm from an earlier run: a replay can be repeated, and compared."""
+    return replace(settings, tiers=tuple(replace(tier, rebuild=True) for tier in settings.tiers))
 
 
 def simulate_trace(

@@ -31,8 +31,8 @@ def wear(
         caches: whose tiers of this capacity the counts are of, all together.
         duration_s: of the run.
     """
-    payload_bytes = level.device_writes * page_bytes
-    written_bytes = payload_bytes + extra_bytes
+    payload_bytes = (level.device_writes - level.moved_pages) * page_bytes
+    written_bytes = level.device_writes * page_bytes + extra_bytes
     capacity_bytes = caches * tier.capacity_bytes
     per_day = None
     if tier.name == "nvme" and duration_s > 0:

@@ -172,7 +172,7 @@ def _decided_by(result: Values) -> object:
     keys = ["trace.page_bytes", "seed", "config.chain", "config.replay.concurrency"]
     keys.append("drive.events.id")
     for number in range(len(result["tiers"])):
-        fields = ("name", "capacity_bytes", "ways", "admit", *extents)
+        fields = ("name", "capacity_bytes", "ways", "admit", "segment_bytes", *extents)
         keys += [f"config.tiers.{number}.{field}" for field in fields]
     if result["origin"] is not None:
         keys += [f"config.origin.{field}" for field in extents]

@@ -17,6 +17,7 @@ _ADDED_LATER: Final[Mapping[object, frozenset[str]]] = {
     schema.Result: frozenset(
         {"name", "by_purpose", "gpus", "models", "drive", "requests", "crossover", "serving"}
     ),
+    schema.Tier: frozenset({"moved_pages"}),
     schema.Series: frozenset({"lookups", "delivered"}),
     schema.Drive: frozenset({"gpus", "spread", "events"}),
     schema.Requests: frozenset({"queue_us"}),

@@ -161,6 +161,7 @@ def level_rows(page_bytes: int) -> tuple[Row, ...]:
         HIT_RATE,
         DEVICE_READS,
         Row("device writes", "device_writes", exact, is_decision=True),
+        Row("pages moved", "moved_pages", exact, is_decision=True),
         BYTES_READ,
         Row("evictions", "evictions", exact, is_decision=True),
         Row("bypasses", "bypasses", exact, is_decision=True),

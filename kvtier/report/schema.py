@@ -222,6 +222,7 @@ class Tier(TypedDict):
     hit_rate: float | None
     device_reads: int
     device_writes: int
+    moved_pages: int
     read_bytes: int
     evictions: int
     bypasses: int

@@ -12,6 +12,7 @@ from kvtier.settings.compute import (
     compute_source,
 )
 from kvtier.settings.described import to_dict
+from kvtier.settings.faults import FaultSettings, ReadFaultSettings, WriteFaultSettings
 from kvtier.settings.gpus import device_names, gpus_of
 from kvtier.settings.machine import check_machine
 from kvtier.settings.presets import MODEL_PRESETS, default_model, model_source
@@ -52,11 +53,13 @@ __all__ = [
     "Device",
     "DeviceModel",
     "Engine",
+    "FaultSettings",
     "HostSettings",
     "LinkSettings",
     "NegativeSettings",
     "OriginSettings",
     "RateSettings",
+    "ReadFaultSettings",
     "ReplaySettings",
     "ResilienceSettings",
     "RetrySettings",
@@ -67,6 +70,7 @@ __all__ = [
     "TierName",
     "TierSettings",
     "TopologySettings",
+    "WriteFaultSettings",
     "WriteRule",
     "check_machine",
     "compute_source",

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple, get_args
 from kvtier.errors import SettingsError
 from kvtier.pages import SETS_MAX, check_page_bytes
 from kvtier.settings.compute import COMPUTE_PRESETS, ComputeSettings
+from kvtier.settings.faults import fault_problems
 from kvtier.settings.gpus import gpu_problems, gpus_of
 from kvtier.settings.keys import toml_key
 from kvtier.settings.presets import flash_model
@@ -35,6 +36,16 @@ WAYS: Final = (8, 16, 32)
 
 TAIL_RATIO_MAX: Final = 1000
 """How much longer the 99th percentile of a latency may be than its median."""
+
+SEGMENT_MIN: Final = 1 << 20
+SEGMENT_MAX: Final = 1 << 30
+"""Bytes of a segment: below, its writes are no longer sequential; above, it is held in memory for
+long, and pages are let go in lumps."""
+
+STRIPE_MIN: Final = 64 << 10
+"""Bytes of a stripe: the head of the whole, two blocks, lies in the first one."""
+
+WRITE_BUFFER_MAX: Final = 1 << 40
 
 _COUNT_MAX: Final = (1 << 31) - 1
 """Bound of every count of pages or requests: far above use, and arithmetic on it stays in i64."""
@@ -137,8 +148,7 @@ def _tier_problems(tier: TierSettings, page_bytes: int) -> Iterator[Problem]:
             f"{prefix}.capacity is {format_bytes(tier.capacity_bytes)}: it must hold one set "
             f"at least, {tier.ways} pages of {format_bytes(page_bytes)}",
         )
-    if tier.path is not None and tier.name != "nvme":
-        yield Problem(f"{prefix}.path", f"{prefix}.path: only the nvme tier has a file")
+    yield from _file_problems(prefix, tier)
     if not isinstance(tier.admit, str):
         yield from _outside(f"{prefix}.admit", tier.admit, 0, 1)
     if tier.write_limit_bytes_per_s is not None:
@@ -147,7 +157,33 @@ def _tier_problems(tier: TierSettings, page_bytes: int) -> Iterator[Problem]:
             yield Problem(key, f"{key}: only the nvme tier has a device that wears out")
         yield from _outside(key, tier.write_limit_bytes_per_s, 1, 1e18, format_rate)
     yield from _outside(f"{prefix}.queue_depth", tier.queue_depth, 1, 1024)
+    yield from _outside(
+        f"{prefix}.write_buffer", tier.write_buffer_bytes, 0, WRITE_BUFFER_MAX, format_bytes
+    )
+    yield from _outside(
+        f"{prefix}.segment", tier.segment_bytes, SEGMENT_MIN, SEGMENT_MAX, format_bytes
+    )
     yield from _extent_problems(prefix, tier)
+
+
+def _file_problems(prefix: str, tier: TierSettings) -> Iterator[Problem]:
+    """Of what only the ``nvme`` tier has."""
+    for key in ("path", "paths", "faults"):
+        if getattr(tier, key) and tier.name != "nvme":
+            yield Problem(f"{prefix}.{key}", f"{prefix}.{key}: only the nvme tier has a file")
+    if tier.paths and tier.path is not None:
+        yield Problem(
+            f"{prefix}.paths", f"{prefix}.paths is given beside {prefix}.path: give one of the two"
+        )
+    places = [path.absolute() for path in tier.paths]
+    for path in places:
+        if places.count(path) > 1:
+            yield Problem(
+                f"{prefix}.paths", f"{prefix}.paths names {path} twice: name each file once"
+            )
+    yield from _outside(f"{prefix}.stripe", tier.stripe_bytes, STRIPE_MIN, 1 << 30, format_bytes)
+    if tier.faults is not None:
+        yield from (Problem(*one) for one in fault_problems(f"{prefix}.faults", tier.faults))
 
 
 def _extent_problems(prefix: str, level: TierSettings | OriginSettings) -> Iterator[Problem]:

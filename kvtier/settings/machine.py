@@ -42,22 +42,26 @@ def _check_memory(settings: Settings, available_bytes: int | None) -> None:
 
 
 def _check_disk(tier: TierSettings) -> None:
-    directory = Path(tempfile.gettempdir()) if tier.path is None else tier.path.absolute().parent
-    if not directory.is_dir():
-        raise SettingsError(
-            f"tiers.nvme.path: there is no directory {directory}; create it or name another"
-        )
-    if tier.path is not None and tier.path.is_dir():
-        raise SettingsError(f"tiers.nvme.path: {tier.path} is a directory; name a file in it")
-    # A file that is there already is overwritten in place: its blocks count as free.
-    kept_bytes = tier.path.stat().st_blocks * 512 if tier.path and tier.path.exists() else 0
-    free_bytes = shutil.disk_usage(directory).free + kept_bytes
-    if tier.capacity_bytes > free_bytes:
-        raise SettingsError(
-            f"tiers.nvme.capacity is {format_bytes(tier.capacity_bytes)}, and "
-            f"{format_bytes(free_bytes)} are free in {directory}; lower it or name a "
-            "tiers.nvme.path on a larger disk"
-        )
+    """Of each file by itself; that they fit together shows when their space is reserved."""
+    paths: tuple[Path | None, ...] = tier.paths or (tier.path,)
+    key = "tiers.nvme.paths" if tier.paths else "tiers.nvme.path"
+    for path in paths:
+        directory = Path(tempfile.gettempdir()) if path is None else path.absolute().parent
+        if not directory.is_dir():
+            raise SettingsError(
+                f"{key}: there is no directory {directory}; create it or name another"
+            )
+        if path is not None and path.is_dir():
+            raise SettingsError(f"{key}: {path} is a directory; name a file in it")
+        # A file that is there already is overwritten in place: its blocks count as free.
+        kept_bytes = path.stat().st_blocks * 512 if path and path.exists() else 0
+        free_bytes = shutil.disk_usage(directory).free + kept_bytes
+        if tier.capacity_bytes // len(paths) > free_bytes:
+            raise SettingsError(
+                f"tiers.nvme.capacity is {format_bytes(tier.capacity_bytes)}, and "
+                f"{format_bytes(free_bytes)} are free in {directory}; lower it or name a "
+                f"{key} on a larger disk"
+            )
 
 
 def _hbm_is_on_gpu(settings: Settings) -> bool:

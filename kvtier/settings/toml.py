@@ -284,6 +284,12 @@ def _parts(
     raise place.wrong(value, wanted)
 
 
+def _paths(value: object, place: _Place) -> tuple[Path, ...]:
+    if not isinstance(value, list) or not value:
+        raise place.wrong(value, "a list of paths")
+    return tuple(typing.cast("Path", _scalar(Path, path, place)) for path in value)
+
+
 def _gpus(value: object, place: _Place) -> tuple[str, ...]:
     """The names of GPUs; of a number ``n``, ``gpu0`` to ``gpu{n-1}``."""
     if type(value) is int and 1 <= value <= GPUS_MAX:
@@ -345,6 +351,7 @@ _BUILDERS: Final[Mapping[Any, Callable[[object, _Place], object]]] = {
     tuple[LinkSettings, ...]: _build_links,
     tuple[Parts, Parts]: _ends,
     tuple[str, ...]: _gpus,
+    tuple[Path, ...]: _paths,
     DeviceModel: _build_model,
     ComputeSettings: _build_compute,
 }

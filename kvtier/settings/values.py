@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 from kvtier.pages import PAGE_BYTES_DEFAULT
 from kvtier.settings.compute import ComputeSettings, ServingSettings
+from kvtier.settings.faults import FaultSettings
 from kvtier.settings.resilience import ResilienceSettings
 from kvtier.settings.serve import ServeSettings
 from kvtier.ssd import SsdModel
@@ -85,14 +86,24 @@ class TierSettings:
             touched for the first time.
         write_limit_bytes_per_s: what is written to an ``nvme`` tier on average, and in one second
             at once; what would be more is not kept. None: no limit.
-        path: the file of an ``nvme`` tier; None takes a temporary one.
+        path: the file of an ``nvme`` tier, which is warm when it is opened again; None takes a
+            temporary one.
+        paths: in its place several files, over which the tier is striped: one for each drive.
+        stripe_bytes: how much lies in one of them before the next one has its turn; rounded up to
+            whole pages.
+        rebuild: make the files of an ``nvme`` tier anew, whatever log they hold.
+        write_buffer_bytes: memory for pages that an ``nvme`` tier has not written out yet; two
+            segments at least.
         engine: how an ``nvme`` tier does its I/O; ``auto`` is ``uring`` where the system allows it,
             else ``threads``.
         queue_depth: operations in flight at the device of an ``nvme`` tier.
         direct: open the file with O_DIRECT where the file system can.
         merge_gap_pages: unwanted pages read to join two extents into one; 0 joins neighbours only.
         extent_pages_max: most pages of one device read; 1 never merges.
+        segment_bytes: payload that an ``nvme`` tier writes, and later lets go, as a whole; smaller
+            in a tier that would have fewer than 8 of them.
         model: the device in virtual time (``simulate``).
+        faults: how an ``nvme`` tier's drive misbehaves on purpose; None: not at all.
     """
 
     name: TierName
@@ -102,12 +113,23 @@ class TierSettings:
     write: WriteRule = "through"
     write_limit_bytes_per_s: float | None = None
     path: Path | None = None
+    paths: tuple[Path, ...] = ()
+    stripe_bytes: int = 512 << 10
+    rebuild: bool = False
+    write_buffer_bytes: int = 32 << 20
     engine: Engine = "auto"
     queue_depth: int = 128
     direct: bool = True
     merge_gap_pages: int = 0
     extent_pages_max: int = 32
+    segment_bytes: int = 4 << 20
     model: DeviceModel | None = None
+    faults: FaultSettings | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Its files that have a name; empty: it takes a temporary one, if any."""
+        return self.paths or (() if self.path is None else (self.path,))
 
 
 @dataclass(frozen=True, slots=True)

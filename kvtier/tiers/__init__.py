@@ -6,12 +6,14 @@ from typing import TypeAlias
 
 from kvtier.errors import SettingsError
 from kvtier.gpu import Gpu
+from kvtier.identities import Identities
 from kvtier.settings import TierSettings
 from kvtier.tiers.cuda import CudaTier
 from kvtier.tiers.dram import open_dram
 from kvtier.tiers.hbm import open_hbm
+from kvtier.tiers.log_opening import open_nvme
 from kvtier.tiers.memory import MemoryTier
-from kvtier.tiers.nvme import NvmeTier, open_nvme
+from kvtier.tiers.nvme import NvmeTier
 
 __all__ = ["CudaTier", "MemoryTier", "NvmeTier", "Tier", "open_tier", "slots_of"]
 
@@ -19,15 +21,21 @@ Tier: TypeAlias = MemoryTier | NvmeTier
 
 
 async def open_tier(
-    settings: TierSettings, page_bytes: int, seed: int, gpu: Gpu | None = None
+    settings: TierSettings,
+    page_bytes: int,
+    seed: int,
+    gpu: Gpu | None = None,
+    identities: Identities | None = None,
 ) -> Tier:
-    """Open one tier, empty, its compiled parts ready.
+    """Open one tier, its compiled parts ready; empty, but for an ``nvme`` tier that was kept.
 
     Args:
         settings: which tier, and its bounds.
         page_bytes: bytes of a page.
         seed: of the index's hash.
         gpu: where an ``hbm`` tier lives, and for which a ``dram`` tier is pinned; None: the host.
+        identities: what object ids mean, for an ``nvme`` tier that outlives the process, which
+            fills them with what it kept; None: pages have no name beyond their ids.
 
     Raises:
         SettingsError: the capacity is less than one set, or a setting is not possible.
@@ -38,7 +46,9 @@ async def open_tier(
         return open_hbm(settings, slots, page_bytes, seed, gpu)
     if settings.name == "dram":
         return open_dram(settings, slots, page_bytes, seed, gpu)
-    return open_nvme(settings, slots, page_bytes, seed)
+    if identities is None:
+        identities = Identities(1)
+    return await open_nvme(settings, slots, page_bytes, seed, identities)
 
 
 def slots_of(settings: TierSettings, page_bytes: int) -> int:

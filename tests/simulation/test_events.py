@@ -412,7 +412,7 @@ def rows_of(log: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ({"version": 2}, "is no event log of version 1"),
+        ({"version": 1}, "is no event log of version 2"),
         ({"log_id": 7}, "its header has no log_id"),
         ({"trace": None}, "its header has no trace"),
         ({"origin_extent_pages_max": 0}, "its origin_extent_pages_max is 0"),

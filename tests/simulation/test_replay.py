@@ -24,10 +24,13 @@ from kvtier.server import serve
 from kvtier.settings import (
     ChainSettings,
     DeviceModel,
+    FaultSettings,
     OriginSettings,
+    ReadFaultSettings,
     ReplaySettings,
     Settings,
     TierSettings,
+    WriteFaultSettings,
     validate,
 )
 
@@ -159,6 +162,31 @@ def test_a_write_limit_holds_and_everything_is_served(trace: Path, drive: Any) -
         assert result["verify"]["corrupt_pages"] == 0
         assert result["verify"]["checked_pages"] > 0
     assert check_sums(result) == []
+
+
+def test_a_drive_that_misbehaves_is_named_and_serves_no_wrong_byte(trace: Path) -> None:
+    faults = FaultSettings(
+        reads=ReadFaultSettings(fail_share=0.1, flipped_share=0.1),
+        writes=WriteFaultSettings(torn_share=0.1, misdirected_share=0.1),
+    )
+    result = replay(trace, small(tiers=(TierSettings("nvme", 2 * MIB, faults=faults),)))
+    assert result["tiers"][0]["engine"].endswith(" with faults")
+    assert result["config"]["tiers"][0]["faults"]["reads"]["fail_share"] == 0.1
+    counts = result["environment"]["faults"]["nvme"]
+    assert all(counts[key] for key in ("read_fail", "read_flipped", "write_torn")), counts
+    assert result["tiers"][0]["failures"] > 0
+    assert result["verify"]["corrupt_pages"] == 0
+    assert result["verify"]["checked_pages"] > 0
+    assert check_sums(result) == []
+
+
+def test_a_tier_striped_over_files_decides_as_one_in_one_file(trace: Path, tmp_path: Path) -> None:
+    paths = tuple(tmp_path / name for name in ("a", "b", "c"))
+    tiers = TierSettings("nvme", 2 * MIB), TierSettings("nvme", 2 * MIB, paths=paths)
+    one, striped = (replay(trace, small(tiers=(tier,))) for tier in tiers)
+    assert decisions(one) == decisions(striped)
+    assert striped["verify"]["corrupt_pages"] == 0
+    assert all(path.stat().st_size for path in paths)
 
 
 def test_without_an_origin_requests_are_served_from_what_the_tiers_kept(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from kvtier.chain import (
     Fetch,
     Fill,
     Flight,
+    Move,
     Read,
     Write,
 )
@@ -23,8 +24,8 @@ from kvtier.chain.admission import AdmissionRule
 from kvtier.chain.extents import ExtentRules
 from kvtier.chain.machine import Level
 from kvtier.chain.write_limit import WriteLimit
-from kvtier.index import create_index
-from kvtier.pages import U8, U64, PageStatus
+from kvtier.index import LogGeometry, LogIndex, create_index
+from kvtier.pages import U8, U64, Bool, PageStatus
 from kvtier.settings import ChainSettings
 
 PAGE_BYTES = 512
@@ -58,15 +59,30 @@ def make_chain(
 
 
 class Harness(ChainDriver):
-    """Arenas hold PageIds as payload, so that a wrong byte is a wrong id."""
+    """Arenas hold PageIds as payload, so that a wrong byte is a wrong id.
 
-    def __init__(self, chain: Chain, slots: Iterable[int] = (8, 16, 32), ways: int = 8) -> None:
-        indexes = [create_index(count, ways, seed=7) for count in slots]
-        super().__init__(chain, indexes[: len(chain._tiers)])
+    With a geometry of a ``log``, tiers that are not in memory have one.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        slots: Iterable[int] = (8, 16, 32),
+        ways: int = 8,
+        log: LogGeometry | None = None,
+    ) -> None:
+        indexes = [
+            create_index(count, ways, seed=7)
+            if log is None or level.in_memory
+            else LogIndex(log, ways, seed=7)
+            for level, count in zip(chain._tiers, slots, strict=False)
+        ]
+        super().__init__(chain, indexes)
         self.arenas = [np.full(index.slots, GARBAGE) for index in self.indexes]
         self.staging: dict[int, U64] = {}
         self.fetches: list[Fetch] = []
         self.fills: list[Fill] = []
+        self.moves: list[Move] = []
         self.manual_fills = False
         self.answers: dict[int, U64] = {}
         self.done: list[Read | Write] = []
@@ -99,15 +115,29 @@ class Harness(ChainDriver):
         self.perform(self.chain.fetched(flight, status, fetch.extents))
 
     def end_all(self) -> None:
-        while self.fetches or self.fills:
+        while self.fetches or self.fills or self.moves:
             while self.fetches:
                 self.end_fetch(self.fetches[0])
             while self.fills:
                 self.end_fill(self.fills[0])
+            while self.moves:
+                self.end_move(self.moves[0])
 
     def end_fill(self, fill: Fill) -> None:
         self.fills.remove(fill)
         self.perform(self._fill_now(fill))
+
+    def end_move(self, action: Move, ok: Bool | None = None) -> None:
+        self.moves.remove(action)
+        moves, arena = action.moves, self.arenas[action.level]
+        came = slice(None) if ok is None else ok
+        # Whoever reads there goes on doing so, and the page is still the one that was moved.
+        np.testing.assert_array_equal(arena[moves.sources], moves.page_ids)
+        arena[moves.targets[came]] = arena[moves.sources[came]]
+        super().end_move(action, ok)
+
+    def move(self, action: Move) -> None:
+        self.moves.append(action)
 
     def copy(self, action: Copy) -> Iterable[Action]:
         if not action.read.detached:

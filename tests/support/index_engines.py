@@ -111,7 +111,7 @@ class ByRow:
         return getattr(self._index, name)
 
     def lookup(self, page_ids: U64, *arguments: Any, **hints: Any) -> RowAnswer:
-        hits, rows, misses, evicted, bypasses = self._index.lookup(page_ids, *arguments, **hints)
+        hits, rows, misses, evicted, bypasses, _ = self._index.lookup(page_ids, *arguments, **hints)
         count = len(page_ids)
         states = np.full(count, PageState.VALID, np.uint8)
         slots = np.full(count, -2)

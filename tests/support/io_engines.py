@@ -25,7 +25,9 @@ def needs_io_uring() -> pytest.MarkDecorator:
     return pytest.mark.skipif(refusal is not None, reason=f"no io_uring: {refusal}")
 
 
-def engine_names(*names: str) -> list[object]:
+def engine_names(*names: str, prefix: str = "") -> list[object]:
     """Parameters for a test of engines; all of them by default."""
     marks = {"uring": [needs_io_uring()]}
-    return [pytest.param(name, marks=marks.get(name, ())) for name in names or ENGINE_NAMES]
+    return [
+        pytest.param(prefix + name, marks=marks.get(name, ())) for name in names or ENGINE_NAMES
+    ]

@@ -14,6 +14,7 @@ from small_cache import PAGE, forget_tiers, opened, payload, settings, store
 from kvtier import PageStatus
 from kvtier.errors import BackendError, ClosedError, LimitError
 from kvtier.pages import U8, U64, make_page_ids
+from kvtier.tiers import NvmeTier
 
 pytestmark = pytest.mark.asyncio
 
@@ -243,6 +244,9 @@ async def test_pages_changed_on_the_nvme_tiers_file_are_read_from_the_origin(
     tier = replace(wanted.tiers[0], path=file, direct=False)
     async with opened(GatedBackend(PAGE), replace(wanted, tiers=(tier,))) as cache:
         ids = await store(cache, b"a", 16)
+        nvme = cache.driver.tiers[0]
+        assert isinstance(nvme, NvmeTier)
+        await nvme.flush()
         file.write_bytes(b"\x55" * file.stat().st_size)
         result = await cache.read(ids)
         np.testing.assert_array_equal(result.pages, payload(b"a", 16))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kvtier.chain import Read
+from kvtier.index import LogGeometry
 from kvtier.pages import PageState, PageStatus
 
 PAGES = st.integers(0, 40)
@@ -19,11 +20,12 @@ class ChainMachine(RuleBasedStateMachine):
 
     tiers: tuple[str, ...] = ("hbm", "dram", "nvme")
     origin = True
+    log: LogGeometry | None = None
 
     def __init__(self) -> None:
         super().__init__()
         chain = make_chain(self.tiers, origin=self.origin, batch_pages=4, buffers=3)
-        self.harness = Harness(chain)
+        self.harness = Harness(chain, log=self.log)
         self.harness.manual_fills = True
         self.reads: list[Read] = []
         self.leases: list[Read] = []
@@ -72,6 +74,14 @@ class ChainMachine(RuleBasedStateMachine):
     def end_a_fill(self, data: st.DataObject) -> None:
         if self.harness.fills:
             self.harness.end_fill(data.draw(st.sampled_from(self.harness.fills)))
+
+    @rule(data=st.data())
+    def end_a_move(self, data: st.DataObject) -> None:
+        if self.harness.moves:
+            move = data.draw(st.sampled_from(self.harness.moves))
+            size = len(move.moves.page_ids)
+            ok = data.draw(st.none() | st.lists(st.booleans(), min_size=size, max_size=size))
+            self.harness.end_move(move, None if ok is None else np.array(ok))
 
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
@@ -133,6 +143,16 @@ class DeviceFirst(ChainMachine):
     tiers = ("nvme",)
 
 
+class OverALog(ChainMachine):
+    tiers = ("dram", "nvme")
+    log = LogGeometry(segments=6, segment_pages=4, spare_segments=2)
+
+
+class LogFirst(ChainMachine):
+    tiers = ("nvme",)
+    log = LogGeometry(segments=6, segment_pages=4, spare_segments=2)
+
+
 class MemoryOnly(ChainMachine):
     tiers = ("dram",)
 
@@ -144,8 +164,13 @@ class OriginOnly(ChainMachine):
 TestChain = ChainMachine.TestCase
 TestWithoutOrigin = WithoutOrigin.TestCase
 TestDeviceFirst = DeviceFirst.TestCase
+TestOverALog = OverALog.TestCase
+TestLogFirst = LogFirst.TestCase
 TestMemoryOnly = MemoryOnly.TestCase
 TestOriginOnly = OriginOnly.TestCase
-for case in (TestChain, TestWithoutOrigin, TestDeviceFirst, TestMemoryOnly, TestOriginOnly):
+for case in (
+    TestChain, TestWithoutOrigin, TestDeviceFirst, TestOverALog, TestLogFirst, TestMemoryOnly,
+    TestOriginOnly,
+):  # fmt: skip
     case.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 del case  # pytest would collect it once more

@@ -17,11 +17,13 @@ from kvtier.settings import (
     ChainSettings,
     ComputeSettings,
     DeviceModel,
+    FaultSettings,
     HostSettings,
     LinkSettings,
     NegativeSettings,
     OriginSettings,
     RateSettings,
+    ReadFaultSettings,
     ReplaySettings,
     ResilienceSettings,
     RetrySettings,
@@ -30,6 +32,7 @@ from kvtier.settings import (
     Settings,
     TierSettings,
     TopologySettings,
+    WriteFaultSettings,
     load_settings,
 )
 from kvtier.settings.keys import toml_key
@@ -64,6 +67,9 @@ def test_every_setting_is_documented() -> None:
         BreakerSettings,
         NegativeSettings,
         RateSettings,
+        FaultSettings,
+        ReadFaultSettings,
+        WriteFaultSettings,
     )
     keys = {toml_key(field.name) for kind in kinds for field in dataclasses.fields(kind)}
     assert keys - {"name"} - documented == set()

@@ -16,6 +16,7 @@ from kvtier.emulator.machine import Machine
 from kvtier.emulator.station import Work
 from kvtier.emulator.timeline import Timeline
 from kvtier.errors import SettingsError
+from kvtier.index import log_geometry
 from kvtier.settings import (
     MODEL_PRESETS,
     DeviceModel,
@@ -58,7 +59,9 @@ def test_routes_of_gpus_meet_in_the_devices_and_links_that_they_share() -> None:
 def test_caches_have_parts_of_a_device_that_do_not_overlap() -> None:
     gpus = Machine(SERVER).hardware()
     firsts = [[route.first_slot for route in gpu.routes] for gpu in gpus]
-    assert firsts == [[0, 0, 0, 0], [0, SLOTS, SLOTS, 0], [0, 2 * SLOTS, 0, 0]]
+    locations = log_geometry(SLOTS, 4096, SERVER.tiers[2].segment_bytes).locations
+    assert locations > SLOTS
+    assert firsts == [[0, 0, 0, 0], [0, SLOTS, locations, 0], [0, 2 * SLOTS, 0, 0]]
 
 
 def test_every_station_has_a_name() -> None:

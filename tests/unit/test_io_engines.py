@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import resource
+import signal
 import sys
 import tempfile
 import threading
@@ -20,10 +21,15 @@ from io_engines import engine_names
 
 from kvtier.errors import ClosedError, LimitError
 from kvtier.io import FileEngine, open_engine
+from kvtier.io.aio import AiofilesEngine
+from kvtier.io.faults import FaultyEngine
 from kvtier.io.file import OpenFile
+from kvtier.io.ring import Ring
 from kvtier.io.threads import ThreadEngine
+from kvtier.io.uring import UringEngine
 from kvtier.pages import I64, U8
 from kvtier.rows import aligned_rows
+from kvtier.settings import FaultSettings
 
 pytestmark = pytest.mark.asyncio
 
@@ -40,7 +46,11 @@ def directory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
             yield Path(path)
 
 
-@pytest.fixture(params=engine_names())
+FAULTY = "faulty "
+"""Before an engine's name: it stands behind a drive that may misbehave, but does not."""
+
+
+@pytest.fixture(params=[*engine_names(), *engine_names(prefix=FAULTY)])
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -56,13 +66,15 @@ async def opened(
     pages: int = PAGES,
 ) -> AsyncIterator[FileEngine]:
     engine = open_engine(
-        name,
+        name.removeprefix(FAULTY),
         path,
         direct=direct,
         queue_depth=queue_depth,
         size_bytes=pages * PAGE_BYTES,
         create=create,
     )
+    if name.startswith(FAULTY):
+        engine = FaultyEngine(engine, FaultSettings(), pages * PAGE_BYTES)
     try:
         yield engine
     finally:
@@ -201,6 +213,62 @@ async def test_a_write_cut_short_fails(name: str, tmp_path: Path) -> None:
         with file_size_limit(2 * PAGE_BYTES):
             results = await engine.write(at(1), lengths(2), random_pages(2), rows(0))
     assert results.tolist() == [-errno.EFBIG]
+
+
+def engine_over(name: str, path: str, flags: int) -> FileEngine:
+    """An engine on what :func:`open_engine` refuses: a file of the kernel that fails."""
+    file = OpenFile(os.open(path, flags), Path(path), flags == os.O_RDWR, False, 1)
+    if name == "uring":
+        return UringEngine(file, 2, Ring(2))
+    return (ThreadEngine if name == "threads" else AiofilesEngine)(file, 2)
+
+
+@pytest.mark.parametrize("name", engine_names())
+async def test_a_read_that_the_device_fails_is_an_error_of_its_extent(name: str) -> None:
+    """The kernel answers EIO for memory of this process that is not there."""
+    there = random_pages(1)
+    out = aligned_rows(4, PAGE_BYTES)
+    engine = engine_over(name, "/proc/self/mem", os.O_RDONLY)
+    try:
+        results = await engine.read(
+            np.array([0, there.ctypes.data, 0]), lengths(1, 1, 2), out, rows(0, 1, 2)
+        )
+    finally:
+        await engine.close()
+    assert results.tolist() == [-errno.EIO, PAGE_BYTES, -errno.EIO]
+    np.testing.assert_array_equal(out[1], there[0])
+
+
+@pytest.mark.parametrize("name", engine_names())
+async def test_a_write_to_a_full_device_is_an_error_of_its_extent(name: str) -> None:
+    engine = engine_over(name, "/dev/full", os.O_RDWR)
+    try:
+        results = await engine.write(at(0, 3), lengths(1, 2), random_pages(3), rows(0, 1))
+    finally:
+        await engine.close()
+    assert results.tolist() == [-errno.ENOSPC, -errno.ENOSPC]
+
+
+async def test_signals_cut_nothing_short(name: str, tmp_path: Path) -> None:
+    source = random_pages(PAGES)
+    one = np.full(PAGES, PAGE_BYTES)
+    order = np.arange(PAGES)
+    heard = []
+    before = signal.signal(signal.SIGPROF, lambda *_: heard.append(1))
+    try:
+        async with opened(name, tmp_path / "f") as engine:
+            signal.setitimer(signal.ITIMER_PROF, 0.0005, 0.0005)
+            for _ in range(10_000):
+                out = aligned_rows(PAGES, PAGE_BYTES)
+                assert (await engine.write(order * PAGE_BYTES, one, source, order) == one).all()
+                assert (await engine.read(order * PAGE_BYTES, one, out, order) == one).all()
+                np.testing.assert_array_equal(out, source)
+                if len(heard) >= 5:
+                    break
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+    assert len(heard) >= 5
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +107,27 @@ def test_a_pipe_is_refused_without_waiting_for_a_writer(tmp_path: Path, create: 
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DeviceError, match="no regular file"):
         open_threads(tmp_path / "pipe", create=create)
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Files are opened with the rights of nobody in particular, also when root runs the tests."""
+    setfsuid = ctypes.CDLL(None).setfsuid
+    setfsuid(65534)
+    try:
+        yield
+    finally:
+        setfsuid(os.getuid())
+
+
+def test_a_directory_that_one_may_not_write_is_named(tmp_path: Path) -> None:
+    place = tmp_path / "read-only"
+    place.mkdir(mode=0o500)
+    with as_nobody(), pytest.raises(DeviceError) as error:
+        open_threads(place / "f")
+    assert str(place / "f") in one_line(error)
+    assert one_line(error).endswith("give this user the right to, or choose another path")
+    assert not list(place.iterdir())
 
 
 def test_a_file_under_a_file_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import mmap
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from kvtier import rows as rows_module
 from kvtier.errors import DeviceError
 from kvtier.pages import I64, U8
-from kvtier.rows import aligned_rows, as_column, call_spans, copy_rows
+from kvtier.rows import HUGE_PAGE_BYTES, aligned_rows, as_column, call_spans, copy_rows
 
 
 def filled(rows: int, row_bytes: int, seed: int = 0) -> U8:
@@ -116,6 +117,29 @@ def test_aligned_rows_are_zeroed_and_start_on_a_memory_page(rows: int, row_bytes
     assert made.flags.writeable
     assert made.ctypes.data % mmap.PAGESIZE == 0
     assert not made.any()
+
+
+@pytest.mark.parametrize("size_bytes", [2 << 20, (2 << 20) + 4096, 33 << 20])
+def test_large_memory_starts_on_a_huge_page_and_asks_for_such(size_bytes: int) -> None:
+    made = aligned_rows(size_bytes // 4096, 4096)
+    assert made.ctypes.data % HUGE_PAGE_BYTES == 0
+    assert not made[:: len(made) - 1].any()
+    if not Path("/sys/kernel/mm/transparent_hugepage/enabled").exists():
+        pytest.skip("this kernel has no transparent huge pages")
+    assert "hg" in mapping_flags(made.ctypes.data)  # proc_pid_smaps(5): MADV_HUGEPAGE is set
+
+
+def mapping_flags(address: int) -> list[str]:
+    """``VmFlags`` of the mapping that an address lies in."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+        head, *fields = line.split()
+        if "-" in head:
+            first, last = (int(part, 16) for part in head.split("-"))
+            inside = first <= address < last
+        elif inside and head == "VmFlags:":
+            return fields
+    raise AssertionError(f"no mapping holds {address:#x}")
 
 
 def test_aligned_rows_outlive_the_name_they_were_made_under() -> None:

@@ -19,10 +19,13 @@ from kvtier.settings import (
     MODEL_PRESETS,
     ChainSettings,
     DeviceModel,
+    FaultSettings,
     OriginSettings,
+    ReadFaultSettings,
     ReplaySettings,
     Settings,
     TierSettings,
+    WriteFaultSettings,
     check_machine,
     default_model,
     default_settings,
@@ -45,6 +48,8 @@ path = "cache.pages"
 engine = "aiofiles"
 queue_depth = 64
 direct = false
+stripe = "1 MiB"
+faults = { seed = 3, delay = "1 ms", reads = { fail_share = 0.5 }, writes = { lost_share = 1 } }
 
 [tiers.hbm]
 capacity = "64 MiB"
@@ -106,6 +111,10 @@ EVERY_SETTING = Settings(
             engine="aiofiles",
             queue_depth=64,
             direct=False,
+            stripe_bytes=1 << 20,
+            faults=FaultSettings(
+                3, 0.0, 1e-3, ReadFaultSettings(fail_share=0.5), WriteFaultSettings(lost_share=1.0)
+            ),
             model=DeviceModel(70e-6, 5.5e6, 28e9, preset="gen6-nvme"),
         ),
     ),
@@ -306,6 +315,9 @@ DRAM = '[tiers.dram]\ncapacity = "1 GiB"\n'
         ("tiers.dram.admit=true", "tiers.dram.admit is True: it must be 'all', 'second touch'"),
         ("tiers.dram.write_limit=1 MB/s", "tiers.dram.write_limit: only the nvme tier has"),
         ("tiers.dram.path=file", "tiers.dram.path: only the nvme tier has a file"),
+        ("tiers.dram.paths=['file']", "tiers.dram.paths: only the nvme tier has a file"),
+        ("tiers.dram.faults={ seed = 2 }", "tiers.dram.faults: only the nvme tier has a file"),
+        ("tiers.dram.stripe=63KiB", "tiers.dram.stripe is 63 KiB: it must be from 64 KiB"),
         ("tiers.dram.queue_depth=0", "tiers.dram.queue_depth is 0: it must be from 1"),
         ("tiers.dram.merge_gap_pages=-1", "tiers.dram.merge_gap_pages is -1: it must be from 0"),
         ("tiers.dram.extent_pages_max=0", "tiers.dram.extent_pages_max is 0: it must be from 1"),
@@ -325,6 +337,43 @@ DRAM = '[tiers.dram]\ncapacity = "1 GiB"\n'
 )
 def test_a_value_out_of_range_is_refused(tmp_path: Path, override: str, message: str) -> None:
     assert _refusal(tmp_path, DRAM, [override]).startswith(f"--set: {message}")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("path=a", "paths is given beside tiers.nvme.path: give one of the two"),
+        ("paths=['x/a', 'x/b', 'x/a']", "paths names "),
+        ("faults.delay_share=2", "faults.delay_share is 2.0: it must be from 0 to 1"),
+        ("faults.delay=2h", "faults.delay is 120 min: it must be from 0 ns to 60 min"),
+        ("faults.seed=-1", "faults.seed is -1: it must be from 0"),
+        ("faults.reads.flipped_share=-1", "faults.reads.flipped_share is -1.0: it must be from 0"),
+        (
+            "faults.writes={ torn_share = 0.6, lost_share = 0.6 }",
+            "faults.writes: its shares add up to 1.2: they must be 1 at most",
+        ),
+    ],
+)
+def test_what_a_drive_cannot_be_is_refused(tmp_path: Path, override: str, message: str) -> None:
+    nvme = "[tiers.nvme]\ncapacity = '1 GiB'\npaths = ['a', 'b']\n"
+    refusal = _refusal(tmp_path, nvme, [f"tiers.nvme.{override}"])
+    assert refusal.partition(": ")[2].startswith(f"tiers.nvme.{message}")
+
+
+def test_how_a_drive_misbehaves_is_read_from_its_table(tmp_path: Path) -> None:
+    settings = load_settings(
+        None,
+        [
+            "tiers.nvme.faults.delay=3ms",
+            "tiers.nvme.faults.reads.short_share=0.25",
+            "tiers.nvme.faults.writes.torn_share=1",
+        ],
+    )
+    assert settings.tiers[-1].faults == FaultSettings(
+        delay_s=0.003,
+        reads=ReadFaultSettings(short_share=0.25),
+        writes=WriteFaultSettings(torn_share=1.0),
+    )
 
 
 @pytest.mark.parametrize("key", ["latency", "iops", "bandwidth"])
@@ -492,6 +541,12 @@ def test_an_nvme_tier_needs_its_directory(tmp_path: Path) -> None:
 def test_an_nvme_tier_needs_a_file_not_a_directory(tmp_path: Path) -> None:
     settings = load_settings(None, [f"tiers.nvme.path={tmp_path}"])
     with pytest.raises(SettingsError, match="is a directory; name a file in it"):
+        check_machine(settings)
+
+
+def test_each_file_of_a_striped_tier_needs_its_directory(tmp_path: Path) -> None:
+    settings = load_settings(None, [f"tiers.nvme.paths=['{tmp_path}/a', '{tmp_path}/none/b']"])
+    with pytest.raises(SettingsError, match=r"tiers.nvme.paths: there is no directory .*/none"):
         check_machine(settings)
 
 

@@ -20,9 +20,9 @@ DRIVE = TierSettings("nvme", 1000 * PAGE)
 
 
 def test_wear_is_what_was_written_by_pages_and_by_capacity() -> None:
-    level = LevelCounters(device_writes=500, write_capped_pages=7)
+    level = LevelCounters(device_writes=520, moved_pages=20, write_capped_pages=7)
     found = wear(
-        DRIVE, level, page_bytes=PAGE, extra_bytes=50 * PAGE, caches=1, duration_s=43_200.0
+        DRIVE, level, page_bytes=PAGE, extra_bytes=30 * PAGE, caches=1, duration_s=43_200.0
     )
     assert found["written_bytes"] == 550 * PAGE
     assert found["write_amplification"] == pytest.approx(1.1)

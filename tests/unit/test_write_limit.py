@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from small_cache import PAGE, opened, payload
 from small_cache import settings as small_settings
 
-from kvtier.chain import LevelCounters, Read
+from kvtier.chain import LevelCounters, Lookup, Read
 from kvtier.chain.write_limit import WriteLimit
 from kvtier.clock import VirtualClock
 from kvtier.opening import open_cache
-from kvtier.pages import PageStatus
+from kvtier.pages import Moves, PageStatus, all_hit
 
 NS_PER_S = 1_000_000_000
 
@@ -167,3 +167,16 @@ async def test_without_a_limit_nothing_is_left_out() -> None:
     async with opened(GatedBackend(PAGE)) as cache:
         await cache.write([b"a"], [64], payload(b"a", 64))
         assert all(level.write_capped_pages == 0 for level in cache.driver.chain.counters.levels)
+
+
+def test_moved_pages_are_written_and_paid_for() -> None:
+    limits = {"nvme": WriteLimit(8 * PAGE_BYTES)}
+    chain = make_chain(("nvme",), write_limits=limits)
+    assert not chain.writes_shut(0)
+    _, (lookup,) = chain.read(np.arange(1, dtype=np.uint64))
+    assert isinstance(lookup, Lookup)
+    places = np.arange(9)
+    moves = Moves(places.astype(np.uint64), places, places + 100)
+    chain.looked_up(lookup, all_hit(places[:1])._replace(moves=moves))
+    assert chain.writes_shut(0)
+    assert chain.counters.levels[0].write_capped_pages == 0

@@ -1,0 +1,71 @@
+"""The compiled loops of a log's index."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from kvtier.index.prefetch import prefetch
+from kvtier.jit import jit
+from kvtier.pages import I64, U64, Bool
+
+_PREFETCH_ROWS: Final = 16
+"""As of the probe."""
+
+
+def compile_all() -> None:
+    """Run every kernel on an empty batch, so that no request waits for the compiler."""
+    none, epochs, never = np.empty(0, np.int64), np.empty(0, np.uint64), np.empty(0, np.bool_)
+    touch(none, never, epochs, 1, np.uint64(1), none)
+    count(none, none, 1, 1)
+    place(none, none, none, none)
+
+
+@jit
+def touch(
+    location_of: I64,
+    touched: Bool,
+    touched_at: U64,
+    segment_pages: int,
+    epoch: np.uint64,
+    slots: I64,
+) -> None:
+    """Replace slots by the locations of their pages, and mark those as touched in ``epoch``."""
+    for row in range(slots.size):
+        ahead = slots[min(row + _PREFETCH_ROWS, slots.size - 1)]
+        prefetch(location_of, ahead)
+        prefetch(touched, ahead)
+        slot = slots[row]
+        location = location_of[slot]
+        slots[row] = location
+        touched[slot] = True
+        touched_at[location // segment_pages] = epoch
+
+
+@jit
+def count(counts: I64, locations: I64, segment_pages: int, step: int) -> None:
+    """Add ``step`` to the count of each location's segment."""
+    for location in locations:
+        counts[location // segment_pages] += step
+
+
+@jit
+def place(location_of: I64, slot_of: I64, slots: I64, locations: I64) -> int:
+    """Bring slots and locations together; lists in ``slots`` those whose location is taken.
+
+    Slots below 0 are passed over. Returns how many are listed.
+    """
+    refused = 0
+    for row in range(locations.size):
+        prefetch(location_of, max(0, slots[min(row + _PREFETCH_ROWS, slots.size - 1)]))
+        slot = slots[row]
+        if slot < 0:
+            continue
+        if slot_of[locations[row]] >= 0:
+            slots[refused] = slot
+            refused += 1
+        else:
+            slot_of[locations[row]] = slot
+            location_of[slot] = locations[row]
+    return refused
