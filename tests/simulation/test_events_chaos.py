@@ -33,7 +33,7 @@ from kvtier.events import (
     read_event_log,
 )
 from kvtier.index import PageIndex
-from kvtier.pages import I64
+from kvtier.pages import I64, PageStatus
 from kvtier.replay.meter import RequestMeter
 from kvtier.replay.repeated import RepeatedDrive
 
@@ -46,7 +46,7 @@ class Harassed(Chaos):
     def harass_devices(self) -> None:
         for tier in self.cache.driver.tiers:
             if tier.name == "nvme":
-                tier._file = FaultyFile(tier._file, self.rng)
+                tier._file = tier._writer._file = FaultyFile(tier._file, self.rng)
 
     async def call(self) -> None:
         kind = self.rng.random()
@@ -55,7 +55,8 @@ class Harassed(Chaos):
         elif kind < 0.1:
             for tier in self.cache.driver.tiers:
                 if tier.name == "nvme":
-                    tier._checksums[self.rng.randrange(len(tier._checksums))] ^= np.uint64(1)
+                    checksums = tier._mirror.checksums
+                    checksums[self.rng.randrange(len(checksums))] ^= np.uint64(1)
         else:
             await super().call()
 
@@ -163,7 +164,7 @@ def test_chaos_is_everything_that_can_be_logged(tmp_path: Path) -> None:
         for event in read_event_log(path).events():
             seen.add(event.kind)
             flags |= event.flags
-            failures += event.kind is EventKind.STORED and len(event.status) > 0
+            failures += event.kind is EventKind.FETCHED and PageStatus.FAILED in event.status
     requests = {EventKind.BEGIN, EventKind.COMPUTE, EventKind.PUT, EventKind.END}
     assert seen == set(EventKind) - requests
     assert flags == Flag.WANTS_BYTES | Flag.HELD | Flag.ORIGIN_SHUT | Flag.WRITES_SHUT
