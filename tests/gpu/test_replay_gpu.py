@@ -17,7 +17,8 @@ from kvtier.replay import replay_trace, simulate_trace
 from kvtier.settings import OriginSettings, ReplaySettings, Settings, TierSettings
 
 MIB = 1 << 20
-TIMED = ("engine", "iops", "latency_us")
+WEAR = ("written_bytes", "write_amplification", "drive_writes_per_day")
+TIMED = ("engine", "iops", "latency_us", *WEAR)
 
 
 def quiet(*_: object) -> None:

@@ -97,7 +97,7 @@ def sample(drive: str, limit: int = 60, **pace: Any) -> Mapping[str, Any]:
 
 
 def decisions(result: Mapping[str, Any]) -> list[Any]:
-    timed = ("iops", "latency_us")
+    timed = ("iops", "latency_us", "drive_writes_per_day")
     levels = [*result["tiers"], result["origin"]]
     demand = {key: result["demand"][key] for key in ("reads", "delivered", "unique", "absent")}
     counts = [{k: v for k, v in level.items() if k not in timed} for level in levels]

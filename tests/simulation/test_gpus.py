@@ -163,7 +163,7 @@ def test_in_waves_a_gpu_decides_as_if_it_had_its_requests_alone(tmp_path: Path) 
 
 def decided(part: Mapping[str, Any]) -> list[Any]:
     """Every count of a result or of one GPU; only the whole has the wrappers of the origin."""
-    others = ("iops", "latency_us", "wrappers")
+    others = ("iops", "latency_us", "wrappers", "drive_writes_per_day")
     tables = [part["coalescing"], part["writes"], part["origin"], *part["tiers"]]
     return [without(table, *others) for table in tables]
 
