@@ -49,8 +49,8 @@ def _check_disk(tier: TierSettings) -> None:
         )
     if tier.path is not None and tier.path.is_dir():
         raise SettingsError(f"tiers.nvme.path: {tier.path} is a directory; name a file in it")
-    # A file that is there already is overwritten in place: its blocks count as free.
-    kept_bytes = tier.path.stat().st_blocks * 512 if tier.path and tier.path.exists() else 0
+    # A file that is there already is overwritten in place: its bytes count as free.
+    kept_bytes = tier.path.stat().st_size if tier.path and tier.path.exists() else 0
     free_bytes = shutil.disk_usage(directory).free + kept_bytes
     if tier.capacity_bytes > free_bytes:
         raise SettingsError(
