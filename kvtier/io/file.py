@@ -79,7 +79,7 @@ def open_file(
         direct = direct and _set_direct(fd, page_bytes, writable=create and not keep)
         if head and not keep:
             _write_head(fd, head)
-        if create:
+        if create and os.fstat(fd).st_size < (size_bytes or 0):
             _reserve(fd, path, size_bytes or 0, None if keep else len(head))
         undo.pop_all()
     alignment_bytes = math.gcd(page_bytes, mmap.PAGESIZE) if direct else 1

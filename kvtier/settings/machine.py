@@ -53,8 +53,8 @@ def _check_disk(tier: TierSettings) -> None:
             )
         if path is not None and path.is_dir():
             raise SettingsError(f"{key}: {path} is a directory; name a file in it")
-        # A file that is there already is overwritten in place: its blocks count as free.
-        kept_bytes = path.stat().st_blocks * 512 if path and path.exists() else 0
+        # A file that is there already is overwritten in place: its bytes count as free.
+        kept_bytes = path.stat().st_size if path and path.exists() else 0
         free_bytes = shutil.disk_usage(directory).free + kept_bytes
         if tier.capacity_bytes // len(paths) > free_bytes:
             raise SettingsError(

@@ -263,6 +263,7 @@ async def test_reads_of_a_drive_that_misbehaves_are_misses_with_their_reason(
         await on_the_medium(cache, Medium(cache, path), page_ids, pages)
         for _ in range(3):  # few enough that the log has room: nothing is moved in it
             await read_right(cache, page_ids, pages)
+            await nvme(cache).flush()  # what lies in memory would let extents be joined
         counts = nvme(cache).fault_counts
         assert counts is not None
         broken = counts["read_fail"] + counts["read_short"]
