@@ -301,6 +301,8 @@ DRAM = '[tiers.dram]\ncapacity = "1 GiB"\n'
         ("tiers.dram.admit=1.01", "tiers.dram.admit is 1.01: it must be from 0 to 1"),
         ("tiers.dram.path=file", "tiers.dram.path: only the nvme tier has a file"),
         ("tiers.dram.queue_depth=0", "tiers.dram.queue_depth is 0: it must be from 1"),
+        ("tiers.dram.segment=1KiB", "tiers.dram.segment is 1 KiB: it must be from 1 MiB to 1 GiB"),
+        ("tiers.dram.segment=2GiB", "tiers.dram.segment is 2 GiB: it must be from 1 MiB to 1 GiB"),
         ("tiers.dram.merge_gap_pages=-1", "tiers.dram.merge_gap_pages is -1: it must be from 0"),
         ("tiers.dram.extent_pages_max=0", "tiers.dram.extent_pages_max is 0: it must be from 1"),
         (
