@@ -76,6 +76,7 @@ class ModelledDriver(ChainDriver):
 
         An operation stays within :data:`RUN_BYTES`, so that others get their turn.
         """
+        slots = np.sort(slots)
         runs = slots // max(1, RUN_BYTES // self.hardware.page_bytes)
         breaks = (np.diff(slots) != 1) | (np.diff(runs) != 0)
         starts = np.flatnonzero(np.concatenate(([True], breaks)))

@@ -1,4 +1,4 @@
-"""The set-associative page index: engines that take the same decisions, slot by slot."""
+"""Which page lies where: the set-associative index in engines that decide alike, and the log."""
 
 from __future__ import annotations
 

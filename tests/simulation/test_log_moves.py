@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from gated_backend import GatedBackend
 from small_cache import PAGE, forget_tiers, opened, payload, settings, store
 from small_traces import write_conversations, write_graph_search
 
+from kvtier.errors import TraceError
 from kvtier.events import EventKind, read_event_log
 from kvtier.replay import replay_trace, simulate_trace
 from kvtier.report.comparison import differing_decisions
@@ -73,6 +76,26 @@ def test_the_moves_of_a_closed_loop_are_logged_and_repeated(trace: Path, tmp_pat
     kinds = {event.kind for event in read_event_log(events).events()}
     assert EventKind.MOVED in kinds
     assert_alike(replayed, simulate(trace, wanted, events))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": 9_999}, "nothing is moved as 9999 on level 1"),
+        ({"level": 0}, "nothing is moved as .* on level 0"),
+        ({"status": [3] * 9_999}, "it has 9999 pages"),
+    ],
+)
+def test_a_logged_move_that_cannot_be_is_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    graph, events = write_graph_search(tmp_path / "graph.parquet"), tmp_path / "events.parquet"
+    replay(graph, small("closed"), events)
+    schema, rows = pq.read_schema(events), pq.read_table(events).to_pylist()
+    next(row for row in rows if row["event"] == EventKind.MOVED).update(change)
+    pq.write_table(pa.Table.from_pylist(rows, schema), events)
+    with pytest.raises(TraceError, match=rf"event \d+ \(moved\): {message}"):
+        simulate(graph, small("closed"), events)
 
 
 def test_moves_are_part_of_what_the_device_writes(trace: Path) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from kvtier.index.log_geometry import log_geometry
+from kvtier.emulator.machine import geometry_of
+from kvtier.index import log_geometry
+from kvtier.settings import TierSettings
+from kvtier.tiers import NvmeTier, open_tier
 
 MIB = 1 << 20
 
@@ -34,3 +39,15 @@ def test_the_segments_that_are_not_spare_hold_the_capacity(slots: int, page_byte
     assert slots <= held < slots + geometry.segment_pages
     assert geometry.segment_pages >= 2
     assert geometry.spare_segments >= 4
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "changes", [{}, {"ways": 32}, {"capacity_bytes": 3 * MIB + 5}, {"segment_bytes": MIB}]
+)
+async def test_a_modelled_drive_is_divided_like_a_real_one(changes: dict[str, Any]) -> None:
+    settings = TierSettings(**{"name": "nvme", "capacity_bytes": 12 * MIB} | changes)
+    tier = await open_tier(settings, 4096, seed=1)
+    assert isinstance(tier, NvmeTier)
+    await tier.close()
+    assert tier.index.geometry == geometry_of(settings, 4096)

@@ -319,6 +319,8 @@ DRAM = '[tiers.dram]\ncapacity = "1 GiB"\n'
         ("tiers.dram.faults={ seed = 2 }", "tiers.dram.faults: only the nvme tier has a file"),
         ("tiers.dram.stripe=63KiB", "tiers.dram.stripe is 63 KiB: it must be from 64 KiB"),
         ("tiers.dram.queue_depth=0", "tiers.dram.queue_depth is 0: it must be from 1"),
+        ("tiers.dram.segment=1KiB", "tiers.dram.segment is 1 KiB: it must be from 1 MiB to 1 GiB"),
+        ("tiers.dram.segment=2GiB", "tiers.dram.segment is 2 GiB: it must be from 1 MiB to 1 GiB"),
         ("tiers.dram.merge_gap_pages=-1", "tiers.dram.merge_gap_pages is -1: it must be from 0"),
         ("tiers.dram.extent_pages_max=0", "tiers.dram.extent_pages_max is 0: it must be from 1"),
         (
