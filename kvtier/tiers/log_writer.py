@@ -111,7 +111,7 @@ class LogWriter:
         """
         await self._prepare(segment, generation, locations)
         mirror, first = self._mirror, segment * self._layout.segment_pages
-        checksums = copy_and_sum(self._pages_of(segment), locations - first, source, rows, seeds)
+        checksums = await self._copy(segment, locations - first, source, rows, seeds)
         before = int(np.count_nonzero(mirror.states[locations] & STATE == DIRTY))
         mirror.page_ids[locations] = page_ids
         mirror.checksums[locations] = checksums
