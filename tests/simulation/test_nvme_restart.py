@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from gated_backend import GatedBackend
-from kept_cache import PAGE, kept, nvme_of
+from kept_cache import PAGE, kept, kept_settings, nvme_of
 from small_cache import payload
 
-from kvtier import PageStatus, TieredCache
+from kvtier import PageStatus, TieredCache, open_cache
 from kvtier.backend import ObjectBatch
 from kvtier.driver import AsyncDriver
 from kvtier.errors import DeviceError, SettingsError
 from kvtier.pages import U8
-from kvtier.tiers.log_format import BLOCK_BYTES
+from kvtier.tiers.log_format import BLOCK_BYTES, SUPERBLOCK, seal
 
 pytestmark = pytest.mark.asyncio
 
@@ -207,6 +209,44 @@ async def test_a_log_that_does_not_fit_is_refused_until_it_is_rebuilt(
         assert await found(cache, b"a") is None
     async with kept(path, **change):
         pass
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        ({"page_bytes": 1024}, "page_bytes 512, and it would be 1024 now"),
+        ({"seed": 5}, "seed 1, and it would be 5 now"),
+    ],
+)
+async def test_a_log_of_other_pages_or_of_another_seed_is_refused(
+    path: Path, change: dict[str, Any], differs: str
+) -> None:
+    async with kept(path) as cache:
+        await write(cache, b"a", 4)
+    with pytest.raises(SettingsError, match=f"^tiers.nvme.path: .* holds a log with {differs}: .*"):
+        async with open_cache(replace(kept_settings(path), **change)):
+            pass
+    async with kept(path) as cache:
+        await assert_found(cache, b"a", 4)
+
+
+async def test_a_newer_format_is_refused(path: Path) -> None:
+    async with kept(path) as cache:
+        await write(cache, b"a", 4)
+    content = bytearray(path.read_bytes())
+    blocks = np.frombuffer(content, SUPERBLOCK, 2)
+    blocks["format"] = 2
+    seal(blocks, np.uint64(0))
+    path.write_bytes(content)
+    with pytest.raises(SettingsError, match="holds a log with format 2, and it would be 1 now"):
+        async with kept(path):
+            pass
+
+
+async def test_a_directory_that_is_not_there_is_named(path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"tiers\.nvme\.path: there is no directory"):
+        async with kept(path / "there" / "log"):
+            pass
 
 
 async def test_a_file_that_is_no_log_is_never_overwritten(path: Path) -> None:

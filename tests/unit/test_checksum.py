@@ -4,7 +4,7 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtier.checksum import xxh64_rows
+from kvtier.checksum import copy_and_sum, xxh64_rows
 from kvtier.pages import U8
 
 PRIME_32 = 2654435761
@@ -80,3 +80,25 @@ def test_a_row_number_outside_is_refused() -> None:
 def test_each_row_needs_a_seed() -> None:
     with pytest.raises(ValueError, match="2 row numbers, but 1"):
         xxh64_rows(np.zeros((2, 32), np.uint8), np.array([0, 1]), np.zeros(1, np.uint64))
+
+
+@pytest.mark.parametrize("shift", [0, 1, 8])
+def test_rows_are_summed_as_they_are_copied(shift: int) -> None:
+    rng = np.random.default_rng(1)
+    memory = rng.integers(0, 256, 20 * 512 + shift, np.uint8)
+    source = memory[shift:].reshape(20, 512)
+    source.flags.writeable = False
+    target = np.zeros((30, 512), np.uint8)
+    rows, to = rng.permutation(20)[:12], rng.permutation(30)[:12]
+    seeds = rng.integers(0, 1 << 63, 12, np.uint64)
+    sums = copy_and_sum(target, to, source, rows, seeds)
+    np.testing.assert_array_equal(target[to], source[rows])
+    assert np.count_nonzero(target.any(axis=1)) == 12
+    np.testing.assert_array_equal(sums, xxh64_rows(source[rows], None, seeds))
+
+
+def test_rows_of_other_sizes_are_neither_copied_nor_summed() -> None:
+    one, none = np.zeros(1, np.int64), np.zeros((1, 64), np.uint8)
+    with pytest.raises(ValueError, match="rows are 64 and 32 bytes: they must be the same"):
+        copy_and_sum(none, one, np.ones((1, 32), np.uint8), one, np.zeros(1, np.uint64))
+    assert not none.any()

@@ -15,6 +15,8 @@ NAMES = (
     "pattern",
     "inflight",
     "emulator_flash",
+    "identities",
+    "log_format",
 )
 
 
