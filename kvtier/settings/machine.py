@@ -30,7 +30,10 @@ def check_machine(settings: Settings) -> None:
 
 def _check_memory(settings: Settings, available_bytes: int | None) -> None:
     hosted = ("dram",) if _hbm_is_on_gpu(settings) else ("hbm", "dram")
-    parts = {t.name: t.capacity_bytes for t in settings.tiers if t.name in hosted}
+    parts: dict[str, int] = {t.name: t.capacity_bytes for t in settings.tiers if t.name in hosted}
+    parts |= {
+        f"{t.name} write buffer": t.write_buffer_bytes for t in settings.tiers if t.name == "nvme"
+    }
     needed_bytes = sum(parts.values()) + settings.chain.staging_bytes
     if available_bytes is not None and needed_bytes > available_bytes:
         listed = " + ".join(f"{name} {format_bytes(size)}" for name, size in parts.items())
