@@ -3,9 +3,10 @@
 Direct reads of one file by all contenders in turn, so many in flight all the time: fio with
 io_uring, a registered file and registered buffers; the engines with batches enough to keep a queue
 of them. Rows tell operations per second, and the processor time that each took. The last batches of
-a turn are compared with what was written. Without fio on the PATH the limit is null. Last come
-writes of whole segments, and reads while segments are written (``bench/nvme_filling.py``), whose
-limit is the same engine's p99 without filling.
+a turn are compared with what was written. Without fio on the PATH the limit is null. Then come
+fills and reads through a whole cache (``bench/nvme_cache.py``), and last writes of whole segments,
+and reads while segments are written (``bench/nvme_filling.py``), whose limit is the same engine's
+p99 without filling.
 
     python bench/nvme.py [--quick] [--json FILE] [--directory DIR]
 """
@@ -15,7 +16,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import resource
 import shutil
 import statistics
 import subprocess
@@ -26,8 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nvme_filling import measure_filling
+from nvme_cache import CacheTurns, cache_settings, new_payload, processor_s
+from nvme_filling import fio_written_per_s, measure_filling
 
+from kvtier import open_cache
 from kvtier.environment import describe_environment, event_loop_factory
 from kvtier.io import open_engine
 from kvtier.rows import aligned_rows
@@ -86,6 +88,7 @@ async def main(scale: Scale, directory: Path | None, seed: int) -> dict[str, Any
         direct = await fill(path, scale)
         for case in CASES:
             rows += await measure(path, case, scale, rng)
+        rows += await measure_cache(Path(name), path, scale, rng)
         path.unlink()
         rows += await measure_filling(Path(name), scale.file_pages, scale.rounds, scale.turn_s, rng)
     environment = describe_environment() | {"direct": direct, "fio": fio_version()}
@@ -132,6 +135,55 @@ async def measure(
             {name: [rate.cpu_us for rate in of] for name, of in rates.items()},
         ),
     ]
+
+
+async def measure_cache(
+    directory: Path, path: Path, scale: Scale, rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    """Three rows: fills and reads through a whole cache beside fio's on files of their own."""
+    case = Case(1, 128, 64)
+    filled: dict[str, list[float]] = {"kvtier": [], "fio": []}
+    iops: dict[str, list[float]] = {"kvtier": [], "fio": []}
+    cpu_us: dict[str, list[float]] = {"kvtier": [], "fio": []}
+    has_fio = shutil.which("fio") is not None
+    async with open_cache(cache_settings(directory / "cache", scale.file_pages)) as cache:
+        turns = CacheTurns(cache, new_payload())
+        for _ in range(scale.rounds):
+            filled["kvtier"].append(await turns.filled_per_s(scale.turn_s) / 1e6)
+            if has_fio:
+                written = directory / "written"
+                speed = fio_written_per_s(written, scale.file_pages, scale.turn_s)
+                filled["fio"].append(speed / 1e6)
+        page_ids = await turns.resident()
+        for _ in range(scale.rounds):
+            found = await turns.read(page_ids, scale.turn_s, rng)
+            iops["kvtier"].append(found[0])
+            cpu_us["kvtier"].append(found[1])
+            if has_fio:
+                rate = fio_rate(path, case, scale)
+                iops["fio"].append(rate.iops)
+                cpu_us["fio"].append(rate.cpu_us)
+    what = "random reads of 4 KiB through TieredCache, every one missing above the drive"
+    return [
+        cache_row("fills through TieredCache, new objects", "MB/s", filled),
+        cache_row(what, "IOPS", iops),
+        cache_row(f"processor time, {what}", "us per read", cpu_us),
+    ]
+
+
+def cache_row(case: str, unit: str, samples: dict[str, list[float]]) -> dict[str, Any]:
+    """A row without a peer."""
+    median = {name: statistics.median(of) for name, of in samples.items() if of}
+    ours, limit = median["kvtier"], median.get("fio")
+    return {
+        "case": case,
+        "kvtier": ours,
+        "peer": None,
+        "limit": limit,
+        "unit": unit,
+        "ratio_peer": None,
+        "ratio_limit": None if limit is None else ours / limit,
+    }
 
 
 def row(case: str, unit: str, samples: dict[str, list[float]]) -> dict[str, Any]:
@@ -186,11 +238,6 @@ async def turn(name: str, path: Path, case: Case, scale: Scale, rng: np.random.G
     return Rate(done / duration, used / done * 1e6)
 
 
-def processor_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
 def fio_rate(path: Path, case: Case, scale: Scale) -> Rate:
     command = [
         *("fio", "--name=limit", f"--filename={path}", "--rw=randread", "--norandommap"),
@@ -220,10 +267,8 @@ def print_row(row: dict[str, Any]) -> None:
     limit = "fio not found"
     if row["limit"] is not None:
         limit = f"{row['ratio_limit']:.2f} of {row.get('limit_is', 'fio')}"
-    print(
-        f"{row['case']}: {row['kvtier']:,.2f} {row['unit']}, "
-        f"{row['ratio_peer']:.2f} of threads, {limit}"
-    )
+    peer = "" if row["peer"] is None else f"{row['ratio_peer']:.2f} of threads, "
+    print(f"{row['case']}: {row['kvtier']:,.2f} {row['unit']}, {peer}{limit}")
 
 
 if __name__ == "__main__":

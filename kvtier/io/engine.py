@@ -127,6 +127,15 @@ def writes_max(queue_depth: int) -> int:
     return max(1, min(queue_depth // 2, max(4, queue_depth // 8)))
 
 
+def writes_beside_reads(queue_depth: int) -> int:
+    """How many of them while there are reads too.
+
+    A read waits for what the drive took before it. At the usual depth these are a megabyte, less
+    than a millisecond, and still enough to keep a drive writing.
+    """
+    return max(1, writes_max(queue_depth) // 4)
+
+
 def cut_writes(table: I64, memory: U8) -> tuple[I64, U8]:
     """A batch of writes as operations of at most :data:`WRITE_OPERATION_BYTES`.
 

@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from kvtier.io.engine import RESULT, writes_max
+from kvtier.io.engine import RESULT, writes_beside_reads, writes_max
 from kvtier.io.file import OpenFile
 from kvtier.io.ring import Ring
 from kvtier.io.ring_turn import (
@@ -21,6 +21,7 @@ from kvtier.io.ring_turn import (
     STATE_WORDS,
     UNDER_WAY,
     UNFINISHED,
+    WRITES_BESIDE_READS,
     WRITES_MAX,
     turn,
 )
@@ -58,6 +59,7 @@ class RingQueue:
         self._state = np.zeros(STATE_WORDS, np.int64)
         self._state[DEPTH] = depth
         self._state[WRITES_MAX] = writes_max(depth)
+        self._state[WRITES_BESIDE_READS] = writes_beside_reads(depth)
         self._batches = np.zeros((BATCHES_MAX, BATCH_WORDS), np.int64)
         self._queue = np.zeros((2, BATCHES_MAX), np.int64)
         self._ended = np.zeros(BATCHES_MAX, np.int64)

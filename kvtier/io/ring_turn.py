@@ -57,7 +57,7 @@ WRITING: Final = 7
 """1 of a write, else 0: also the row of ``queue`` in which it waits."""
 BATCH_WORDS: Final = 8
 
-# Columns of ``state``, i64[10].
+# Columns of ``state``, i64[11].
 DEPTH: Final = 0
 UNDER_WAY: Final = 1
 """Operations in the ring, or with the kernel."""
@@ -72,7 +72,9 @@ QUEUE_HEADS: Final = 6
 QUEUE_TAILS: Final = 8
 """Of reads, then of writes: batches with extents not begun are the slots
 ``queue[WRITING, HEAD % len]`` and on."""
-STATE_WORDS: Final = 10
+WRITES_BESIDE_READS: Final = 10
+"""As ``WRITES_MAX``, while reads wait or are under way."""
+STATE_WORDS: Final = 11
 
 TURN_ROUNDS_MAX: Final = 8
 """Rounds of one turn: reads of cached pages, which the kernel does at once, would go on and on."""
@@ -239,10 +241,13 @@ def _next_kind(state: I64) -> int:
 
     Writes come first as long as they have not got their share: so neither starves the other.
     """
+    reads_wait = state[QUEUE_HEADS] != state[QUEUE_TAILS]
+    there_are_reads = reads_wait or state[UNDER_WAY] > state[WRITES_UNDER_WAY]
+    share = state[WRITES_BESIDE_READS] if there_are_reads else state[WRITES_MAX]
     writes_wait = state[QUEUE_HEADS + 1] != state[QUEUE_TAILS + 1]
-    if writes_wait and state[WRITES_UNDER_WAY] < state[WRITES_MAX]:
+    if writes_wait and state[WRITES_UNDER_WAY] < share:
         return 1
-    return 0 if state[QUEUE_HEADS] != state[QUEUE_TAILS] else -1
+    return 0 if reads_wait else -1
 
 
 @jit
