@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from nvme_cache import CacheTurns, cache_settings, new_payload, processor_s
-from nvme_filling import fio_written_per_s, measure_filling
+from nvme_filling import fio_jobs, fio_written_per_s, measure_filling
 
 from kvtier import open_cache
 from kvtier.environment import describe_environment, event_loop_factory
@@ -245,12 +245,7 @@ def fio_rate(path: Path, case: Case, scale: Scale) -> Rate:
         *("--ioengine=io_uring", "--registerfiles=1", "--fixedbufs=1", "--time_based"),
         *(f"--runtime={scale.turn_s:g}s", "--output-format=json"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(
-            f"bench/nvme.py: fio failed: {done.stderr.strip()}; take it off the PATH to run without"
-        )
-    job = json.loads(done.stdout)["jobs"][0]
+    job = fio_jobs(command)[0]
     used_us = (job["usr_cpu"] + job["sys_cpu"]) / 100 * job["job_runtime"] * 1000
     return Rate(float(job["read"]["iops"]), used_us / job["read"]["total_ios"])
 
@@ -267,6 +262,8 @@ def print_row(row: dict[str, Any]) -> None:
     limit = "fio not found"
     if row["limit"] is not None:
         limit = f"{row['ratio_limit']:.2f} of {row.get('limit_is', 'fio')}"
+    if row.get("fio_ratio_limit"):
+        limit += f", where fio's own reads beside its own fills have {row['fio_ratio_limit']:.2f}"
     peer = "" if row["peer"] is None else f"{row['ratio_peer']:.2f} of threads, "
     print(f"{row['case']}: {row['kvtier']:,.2f} {row['unit']}, {peer}{limit}")
 

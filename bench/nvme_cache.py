@@ -25,9 +25,9 @@ from kvtier.tiers import NvmeTier
 PAGE_BYTES = 4096
 OBJECT_PAGES = 4096
 WRITES_AT_ONCE = 4
-BATCH_PAGES = 64
-READS_AT_ONCE = 4
-"""Batches: twice what the drive has in flight."""
+BATCH_PAGES = 256
+READS_AT_ONCE = 3
+"""Batches: there is always a next read for the drive."""
 
 QUEUE_DEPTH = 128
 

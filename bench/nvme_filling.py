@@ -132,6 +132,13 @@ async def measure_filling(
             p99_us, filled_per_s = await contender.p99_us(turn_s, speed[name] / 2)
             filling[name].append(p99_us)
             filled[name].append(filled_per_s)
+    fio_ratios: list[float] = []
+    if shutil.which("fio"):
+        fio_ratios = [
+            fio_p99_us(directory, file_pages, turn_s, speed["uring"] / 2)
+            / fio_p99_us(directory, file_pages, turn_s, None)
+            for _ in range(rounds)
+        ]
     for contender in contenders.values():
         await contender.engine.close()
     ours, peer = (statistics.median(filling[name]) for name in ENGINES)
@@ -154,6 +161,7 @@ async def measure_filling(
             "peer": peer,
             "limit": limit,
             "limit_is": "the p99 without filling",
+            "fio_ratio_limit": statistics.median(fio_ratios) if fio_ratios else None,
             "unit": "us",
             "ratio_peer": ours / peer,
             "ratio_limit": ours / limit,
@@ -188,6 +196,25 @@ async def write_segment(engine: FileEngine, first_page: int, segment: U8) -> Non
         raise SystemExit(f"bench/nvme.py: {engine.name} cannot write")
 
 
+def fio_p99_us(
+    directory: Path, file_pages: int, turn_s: float, fill_bytes_per_s: float | None
+) -> float:
+    """The 99th percentile of fio's reads of a page, while it fills another file at that pace."""
+    size = f"--size={file_pages // 4 * PAGE_BYTES}"
+    command = [
+        *("fio", "--ioengine=io_uring", "--direct=1", "--time_based", f"--runtime={turn_s:g}s"),
+        *("--output-format=json", "--name=read", f"--filename={directory / 'filled-uring'}"),
+        *("--rw=randread", f"--bs={PAGE_BYTES}", f"--iodepth={READERS}", size),
+    ]
+    if fill_bytes_per_s is not None:
+        command += [
+            *("--name=fill", f"--filename={directory / 'filled-fio'}", "--rw=write", size),
+            *("--overwrite=1", "--bs=256k", "--iodepth=4", f"--rate={round(fill_bytes_per_s)}"),
+        ]
+    read = fio_jobs(command)[0]["read"]
+    return float(read["clat_ns"]["percentile"]["99.000000"]) / 1e3
+
+
 def fio_written_per_s(path: Path, file_pages: int, turn_s: float) -> float:
     command = [
         *("fio", "--name=limit", f"--filename={path}", "--rw=write", "--overwrite=1"),
@@ -195,9 +222,15 @@ def fio_written_per_s(path: Path, file_pages: int, turn_s: float) -> float:
         *("--fixedbufs=1", f"--size={file_pages // 4 * PAGE_BYTES}", "--time_based"),
         *(f"--runtime={turn_s:g}s", "--output-format=json"),
     ]
+    return float(fio_jobs(command)[0]["write"]["bw_bytes"])
+
+
+def fio_jobs(command: list[str]) -> list[dict[str, Any]]:
+    """Run fio; what it says of each of its jobs."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(
             f"bench/nvme.py: fio failed: {done.stderr.strip()}; take it off the PATH to run without"
         )
-    return float(json.loads(done.stdout)["jobs"][0]["write"]["bw_bytes"])
+    jobs: list[dict[str, Any]] = json.loads(done.stdout)["jobs"]
+    return jobs
