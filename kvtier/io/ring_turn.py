@@ -57,7 +57,7 @@ WRITING: Final = 7
 """1 of a write, else 0: also the row of ``queue`` in which it waits."""
 BATCH_WORDS: Final = 8
 
-# Columns of ``state``, i64[11].
+# Columns of ``state``, i64[12].
 DEPTH: Final = 0
 UNDER_WAY: Final = 1
 """Operations in the ring, or with the kernel."""
@@ -74,7 +74,9 @@ QUEUE_TAILS: Final = 8
 ``queue[WRITING, HEAD % len]`` and on."""
 WRITES_BESIDE_READS: Final = 10
 """As ``WRITES_MAX``, while reads wait or are under way."""
-STATE_WORDS: Final = 11
+LAST_KIND: Final = 11
+"""Of which queue the extent was that was begun last."""
+STATE_WORDS: Final = 12
 
 TURN_ROUNDS_MAX: Final = 8
 """Rounds of one turn: reads of cached pages, which the kernel does at once, would go on and on."""
@@ -222,6 +224,7 @@ def _fill(
         kind = _next_kind(state)
         if kind < 0:
             break
+        state[LAST_KIND] = kind
         slot = queue[kind, state[QUEUE_HEADS + kind] % queue.shape[1]]
         extent = batches[slot, NEXT]
         count = batches[slot, COUNT]
@@ -239,13 +242,15 @@ def _fill(
 def _next_kind(state: I64) -> int:
     """Of which queue the oldest batch goes on: 1 of writes, 0 of reads, or -1, of none.
 
-    Writes come first as long as they have not got their share: so neither starves the other.
+    Writes come first as long as they have not got their share: so neither starves the other. A
+    queue of one operation, which has no shares, takes one of each in turn.
     """
     reads_wait = state[QUEUE_HEADS] != state[QUEUE_TAILS]
     there_are_reads = reads_wait or state[UNDER_WAY] > state[WRITES_UNDER_WAY]
     share = state[WRITES_BESIDE_READS] if there_are_reads else state[WRITES_MAX]
     writes_wait = state[QUEUE_HEADS + 1] != state[QUEUE_TAILS + 1]
-    if writes_wait and state[WRITES_UNDER_WAY] < share:
+    is_their_turn = not reads_wait or state[DEPTH] > 1 or state[LAST_KIND] == 0
+    if writes_wait and state[WRITES_UNDER_WAY] < share and is_their_turn:
         return 1
     return 0 if reads_wait else -1
 

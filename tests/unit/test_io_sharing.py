@@ -178,6 +178,19 @@ def test_a_read_behind_many_writes_ends_long_before_them(
     played.queue.close()
 
 
+def test_in_a_queue_of_one_operation_reads_and_writes_take_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    played = Played(monkeypatch, 1, 1)
+    writes = [played.begin(True, 40) for _ in range(3)]
+    played.turn()
+    read, other = played.begin(False, 10), played.begin(False, 40)
+    while len(played.ended) < 5:
+        played.step()
+    assert played.ended == [read, writes[0], other, *writes[1:]]
+    played.queue.close()
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_writes_get_on_among_reads_without_end(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     depth, batch = 8, 16
