@@ -41,6 +41,9 @@ _ALL: Final = np.empty(0, np.bool_)
 STAGING_BYTES: Final = 4 << 20
 """Memory through which pages move from one place of the log to another."""
 
+MOVES_MAX: Final = 8
+"""Moves at once, each through such memory; a further one waits."""
+
 
 class NvmeTier:
     """Pages in the segments of one file. Calls may overlap, unless they touch the same locations.
@@ -85,6 +88,7 @@ class NvmeTier:
         self.lost_pages = 0
         self._read_errors = 0
         self._file = file
+        self._moves = asyncio.Semaphore(MOVES_MAX)
         self._retired = retired
         self._places = (
             layout.segment_pages,
@@ -233,19 +237,14 @@ class NvmeTier:
         Raises:
             ClosedError: the tier was closed.
         """
-        step = max(1, STAGING_BYTES // self.layout.page_bytes)
         status = np.full(len(page_ids), PageStatus.FAILED, np.uint8)
-        staging = aligned_rows(min(step, len(page_ids)), self.layout.page_bytes)
-        for first in range(0, len(page_ids), step):
-            part = slice(first, first + step)
-            slots, ids = sources[part], page_ids[part]
-            rows = np.arange(len(slots))
-            starts = _run_starts(slots, rows)
-            counts = np.diff(starts, append=len(slots))
-            read = await self.read(slots[starts], counts, starts, staging, ids, slots, rows)
-            good = np.flatnonzero(read == PageStatus.OK)
-            await self.write(targets[part][good], ids[good], staging, good)
-            status[first + good] = PageStatus.OK
+        async with self._moves:
+            step = max(1, STAGING_BYTES // self.layout.page_bytes)
+            staging = aligned_rows(min(step, len(page_ids)), self.layout.page_bytes)
+            for first in range(0, len(page_ids), step):
+                part = slice(first, first + step)
+                good = await self._move(sources[part], targets[part], page_ids[part], staging)
+                status[first + good] = PageStatus.OK
         return status
 
     async def restore(self) -> None:
@@ -254,7 +253,10 @@ class NvmeTier:
         await self._retired.load()
         content = await read_log(self._file, self.layout, self._mirror, self._retired)
         self._writer.generations[:] = content.generations
-        self.index.restore(content.page_ids, content.locations, content.generations)
+        # In a thread, for of many pages it takes seconds, in which a loop has other things to do.
+        loop = asyncio.get_running_loop()
+        found = content.page_ids, content.locations, content.generations
+        await outlast(loop.run_in_executor(None, self.index.restore, *found))
         self.restored = content.restored
 
     async def retire(self, keys: Sequence[tuple[bytes, int]]) -> None:
@@ -281,6 +283,16 @@ class NvmeTier:
         """Write out what is left, and close the file; a second call does nothing."""
         await self._writer.close()
         await self._file.close()
+
+    async def _move(self, sources: I64, targets: I64, page_ids: U64, staging: U8) -> I64:
+        """Move pages through ``staging``; i64[k], which of them have arrived."""
+        rows = np.arange(len(sources))
+        starts = _run_starts(sources, rows)
+        counts = np.diff(starts, append=len(sources))
+        read = await self.read(sources[starts], counts, starts, staging, page_ids, sources, rows)
+        good = np.flatnonzero(read == PageStatus.OK)
+        await self.write(targets[good], page_ids[good], staging, good)
+        return good
 
     async def _read_extents(self, first_slots: I64, counts: I64, extent_rows: I64, out: U8) -> Bool:
         """Read extents; bool[rows of out], which rows arrived whole, or empty: all of them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import tempfile
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,10 +18,12 @@ from hypothesis import strategies as st
 from io_engines import engine_names
 
 from kvtier.errors import ClosedError, DeviceError
+from kvtier.index import LogIndex
 from kvtier.pages import I64, U8, U64, PageStatus
 from kvtier.rows import aligned_rows
 from kvtier.settings import TierSettings
 from kvtier.tiers import NvmeTier, open_tier
+from kvtier.tiers.nvme import MOVES_MAX
 
 PAGE_BYTES = 4096
 SLOTS = 64
@@ -332,6 +335,50 @@ async def test_moved_pages_are_where_they_went_and_where_they_were(path: Path, e
         kept = [0, 1, 3]
         np.testing.assert_array_equal(out[kept], pages[sources[kept]])
         assert (await read(tier, sources))[0].tolist() == [OK, OK, FAILED, OK]
+
+
+@pytest.mark.asyncio
+async def test_moves_that_a_slow_drive_holds_up_take_bounded_memory(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(path) as tier:
+        await fill(tier)
+        under_way = most_under_way = 0
+        read_file = tier._file.read
+
+        async def slowly(*extents: Any) -> I64:
+            nonlocal under_way, most_under_way
+            under_way += 1
+            most_under_way = max(most_under_way, under_way)
+            for _ in range(10):
+                await asyncio.sleep(0)
+            under_way -= 1
+            return await read_file(*extents)
+
+        monkeypatch.setattr(tier._file, "read", slowly)
+        sources = np.arange(3 * MOVES_MAX)
+        statuses = await asyncio.gather(
+            *(tier.move(one, 64 + one, ids(one)) for one in sources[:, None])
+        )
+        assert not np.concatenate(statuses).any()
+        assert most_under_way == MOVES_MAX
+
+
+@pytest.mark.asyncio
+async def test_a_restart_leaves_the_loop_free(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(path) as tier:
+        await fill(tier)
+    restored_in: list[int] = []
+    restore = LogIndex.restore
+
+    def noted(self: LogIndex, page_ids: U64, locations: I64, generations: U64) -> None:
+        restored_in.append(threading.get_ident())
+        restore(self, page_ids, locations, generations)
+
+    monkeypatch.setattr(LogIndex, "restore", noted)
+    async with opened(path):
+        assert restored_in
+        assert threading.get_ident() not in restored_in
 
 
 @pytest.mark.asyncio
