@@ -16,9 +16,10 @@ from kvtier.errors import SettingsError
 from kvtier.gpu import Gpu
 from kvtier.identities import Identities
 from kvtier.levels import Levels
+from kvtier.machine import check_machine
 from kvtier.origin import Origin
 from kvtier.registry import open_backend
-from kvtier.settings import Settings, check_machine, validate
+from kvtier.settings import Settings, validate
 from kvtier.tiers import NvmeTier, open_tier
 from kvtier.wrappers import wrapped
 

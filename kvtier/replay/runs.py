@@ -18,6 +18,7 @@ from kvtier.clock import Clock, VirtualClock, WallClock
 from kvtier.emulator import VirtualLoop
 from kvtier.errors import SettingsError
 from kvtier.events import EventLog, RecordingChain, open_event_log
+from kvtier.machine import check_machine
 from kvtier.opening import open_cache
 from kvtier.replay.arena import Arena
 from kvtier.replay.fleet import (
@@ -42,7 +43,7 @@ from kvtier.replay.spread import Share, shares_of
 from kvtier.replay.waves import Waves
 from kvtier.replay.workload import Workload, check_simulation, load_workload
 from kvtier.replay.writing import ObjectWriter
-from kvtier.settings import ReplaySettings, Settings, check_machine, gpus_of, validate
+from kvtier.settings import ReplaySettings, Settings, gpus_of, validate
 from kvtier.tiers import NvmeTier
 from kvtier.trace import PageTrace
 from kvtier.wrappers import counts_of

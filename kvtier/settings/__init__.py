@@ -14,7 +14,6 @@ from kvtier.settings.compute import (
 from kvtier.settings.described import to_dict
 from kvtier.settings.faults import FaultSettings, ReadFaultSettings, WriteFaultSettings
 from kvtier.settings.gpus import device_names, gpus_of
-from kvtier.settings.machine import check_machine
 from kvtier.settings.presets import MODEL_PRESETS, default_model, model_source
 from kvtier.settings.resilience import (
     BreakerSettings,
@@ -72,7 +71,6 @@ __all__ = [
     "TopologySettings",
     "WriteFaultSettings",
     "WriteRule",
-    "check_machine",
     "compute_source",
     "default_model",
     "default_settings",

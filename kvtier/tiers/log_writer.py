@@ -36,6 +36,12 @@ _BUFFERS_MIN: Final = 2
 _NOWHERE: Final = -1
 
 
+def buffers_for(layout: LogLayout, buffer_bytes: int) -> int:
+    """How many segments are gathered at once in so much memory; two at least."""
+    segment_bytes = layout.segment_pages * layout.page_bytes
+    return min(max(_BUFFERS_MIN, buffer_bytes // segment_bytes), layout.segments)
+
+
 class LogWriter:
     """Pages on their way to the device.
 
@@ -70,8 +76,7 @@ class LogWriter:
         self._layout = layout
         self._mirror = mirror
         self._described = described
-        segment_bytes = layout.segment_pages * layout.page_bytes
-        buffers = min(max(_BUFFERS_MIN, buffer_bytes // segment_bytes), layout.segments)
+        buffers = buffers_for(layout, buffer_bytes)
         self._memory = aligned_rows(buffers * layout.segment_pages, layout.page_bytes)
         self._metadata = metadata_memory(buffers * layout.metadata_blocks)
         self._segment_of = [_NOWHERE] * buffers

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,6 @@ from kvtier.settings import (
     Settings,
     TierSettings,
     WriteFaultSettings,
-    check_machine,
     default_model,
     default_settings,
     load_settings,
@@ -506,50 +504,6 @@ def test_a_tier_built_by_hand_must_have_a_known_name() -> None:
     tier = TierSettings("ssd", 1 << 20)  # type: ignore[arg-type]  # what a caller without mypy does
     with pytest.raises(SettingsError, match=r"tiers\.ssd is no tier: hbm, dram, nvme"):
         validate(Settings(tiers=(tier,)))
-
-
-def test_the_defaults_fit_this_machine() -> None:
-    check_machine(default_settings())
-
-
-def test_tiers_larger_than_memory_are_refused_with_both_numbers() -> None:
-    settings = load_settings(None, ["tiers.dram.capacity=100TiB", "device=cpu"])
-    with pytest.raises(SettingsError) as refusal:
-        check_machine(settings)
-    assert re.search(r"need 100 TiB of memory \(hbm 64 MiB \+ dram 100 TiB", str(refusal.value))
-    assert re.search(r"and [\d.]+ [KMGT]iB are available; lower", str(refusal.value))
-
-
-def test_an_hbm_tier_on_a_gpu_takes_no_host_memory() -> None:
-    check_machine(load_settings(None, ["tiers.hbm.capacity=100TiB", "device=cuda"]))
-
-
-def test_an_nvme_tier_larger_than_its_disk_is_refused_with_both_numbers(tmp_path: Path) -> None:
-    settings = load_settings(
-        None, ["tiers.nvme.capacity=200TiB", f"tiers.nvme.path={tmp_path}/pages"]
-    )
-    with pytest.raises(SettingsError) as refusal:
-        check_machine(settings)
-    assert f"are free in {tmp_path}; lower it" in str(refusal.value)
-    assert str(refusal.value).startswith("tiers.nvme.capacity is 200 TiB, and ")
-
-
-def test_an_nvme_tier_needs_its_directory(tmp_path: Path) -> None:
-    settings = load_settings(None, [f"tiers.nvme.path={tmp_path}/none/pages"])
-    with pytest.raises(SettingsError, match="there is no directory"):
-        check_machine(settings)
-
-
-def test_an_nvme_tier_needs_a_file_not_a_directory(tmp_path: Path) -> None:
-    settings = load_settings(None, [f"tiers.nvme.path={tmp_path}"])
-    with pytest.raises(SettingsError, match="is a directory; name a file in it"):
-        check_machine(settings)
-
-
-def test_each_file_of_a_striped_tier_needs_its_directory(tmp_path: Path) -> None:
-    settings = load_settings(None, [f"tiers.nvme.paths=['{tmp_path}/a', '{tmp_path}/none/b']"])
-    with pytest.raises(SettingsError, match=r"tiers.nvme.paths: there is no directory .*/none"):
-        check_machine(settings)
 
 
 def test_settings_are_described_as_json_under_their_field_names() -> None:

@@ -6,11 +6,21 @@ import importlib.util
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Final
 
 from kvtier.environment import gpu_names, memory_available_bytes
 from kvtier.errors import SettingsError
-from kvtier.settings.values import Settings, TierSettings
+from kvtier.index.log_geometry import log_geometry
+from kvtier.io.stripe_labels import LABEL_BYTES
+from kvtier.io.striped import file_sizes, stripe_bytes_for
+from kvtier.settings import Settings, TierSettings
+from kvtier.tiers import slots_of
+from kvtier.tiers.log_format import LogLayout, layout_of
+from kvtier.tiers.log_writer import buffers_for
 from kvtier.units import format_bytes
+
+LOCATION_BYTES: Final = 66
+"""Memory for each location of a log: 48.5 bytes of its index, and 17 of its mirror."""
 
 
 def check_machine(settings: Settings) -> None:
@@ -25,15 +35,19 @@ def check_machine(settings: Settings) -> None:
     _check_memory(settings, memory_available_bytes())
     for tier in settings.tiers:
         if tier.name == "nvme":
-            _check_disk(tier)
+            _check_disk(tier, settings.page_bytes)
 
 
 def _check_memory(settings: Settings, available_bytes: int | None) -> None:
     hosted = ("dram",) if _hbm_is_on_gpu(settings) else ("hbm", "dram")
     parts: dict[str, int] = {t.name: t.capacity_bytes for t in settings.tiers if t.name in hosted}
-    parts |= {
-        f"{t.name} write buffer": t.write_buffer_bytes for t in settings.tiers if t.name == "nvme"
-    }
+    for tier in settings.tiers:
+        if tier.name == "nvme":
+            layout = _layout_of(tier, settings.page_bytes)
+            segment_bytes = layout.segment_pages * layout.page_bytes
+            buffers = buffers_for(layout, tier.write_buffer_bytes)
+            parts["nvme write buffer"] = buffers * segment_bytes
+            parts["nvme index"] = layout.locations * LOCATION_BYTES
     needed_bytes = sum(parts.values()) + settings.chain.staging_bytes
     if available_bytes is not None and needed_bytes > available_bytes:
         listed = " + ".join(f"{name} {format_bytes(size)}" for name, size in parts.items())
@@ -44,11 +58,11 @@ def _check_memory(settings: Settings, available_bytes: int | None) -> None:
         )
 
 
-def _check_disk(tier: TierSettings) -> None:
+def _check_disk(tier: TierSettings, page_bytes: int) -> None:
     """Of each file by itself; that they fit together shows when their space is reserved."""
     paths: tuple[Path | None, ...] = tier.paths or (tier.path,)
     key = "tiers.nvme.paths" if tier.paths else "tiers.nvme.path"
-    for path in paths:
+    for path, file_bytes in zip(paths, _file_sizes(tier, page_bytes), strict=True):
         directory = Path(tempfile.gettempdir()) if path is None else path.absolute().parent
         if not directory.is_dir():
             raise SettingsError(
@@ -59,12 +73,27 @@ def _check_disk(tier: TierSettings) -> None:
         # A file that is there already is overwritten in place: its bytes count as free.
         kept_bytes = path.stat().st_size if path and path.exists() else 0
         free_bytes = shutil.disk_usage(directory).free + kept_bytes
-        if tier.capacity_bytes // len(paths) > free_bytes:
+        if file_bytes > free_bytes:
             raise SettingsError(
-                f"tiers.nvme.capacity is {format_bytes(tier.capacity_bytes)}, and "
-                f"{format_bytes(free_bytes)} are free in {directory}; lower it or name a "
-                f"{key} on a larger disk"
+                f"tiers.nvme.capacity is {format_bytes(tier.capacity_bytes)}: that takes a file of "
+                f"{format_bytes(file_bytes)}, and {format_bytes(free_bytes)} are free in "
+                f"{directory}; lower it or name a {key} on a larger disk"
             )
+
+
+def _file_sizes(tier: TierSettings, page_bytes: int) -> list[int]:
+    """Bytes of each file of an ``nvme`` tier."""
+    size_bytes = _layout_of(tier, page_bytes).file_bytes
+    count = len(tier.paths)
+    if count < 2:
+        return [size_bytes]
+    sizes = file_sizes(size_bytes, count, stripe_bytes_for(tier.stripe_bytes, page_bytes))
+    return [LABEL_BYTES + size for size in sizes]
+
+
+def _layout_of(tier: TierSettings, page_bytes: int) -> LogLayout:
+    slots = slots_of(tier, page_bytes)
+    return layout_of(log_geometry(slots, page_bytes, tier.segment_bytes), page_bytes)
 
 
 def _hbm_is_on_gpu(settings: Settings) -> bool:
