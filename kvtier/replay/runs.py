@@ -143,7 +143,10 @@ async def replay_trace(
 
 def _empty(settings: Settings) -> Settings:
     """No tier is warm from an earlier run: a replay can be repeated, and compared."""
-    return replace(settings, tiers=tuple(replace(tier, rebuild=True) for tier in settings.tiers))
+    tiers = (
+        replace(tier, rebuild=True) if tier.name == "nvme" else tier for tier in settings.tiers
+    )
+    return replace(settings, tiers=tuple(tiers))
 
 
 def simulate_trace(

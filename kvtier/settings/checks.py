@@ -47,6 +47,11 @@ STRIPE_MIN: Final = 64 << 10
 
 WRITE_BUFFER_MAX: Final = 1 << 40
 
+_OF_FILES: Final = (
+    *("path", "paths", "stripe_bytes", "rebuild"),
+    *("write_buffer_bytes", "segment_bytes", "faults"),
+)
+
 _COUNT_MAX: Final = (1 << 31) - 1
 """Bound of every count of pages or requests: far above use, and arithmetic on it stays in i64."""
 
@@ -148,7 +153,6 @@ def _tier_problems(tier: TierSettings, page_bytes: int) -> Iterator[Problem]:
             f"{prefix}.capacity is {format_bytes(tier.capacity_bytes)}: it must hold one set "
             f"at least, {tier.ways} pages of {format_bytes(page_bytes)}",
         )
-    yield from _file_problems(prefix, tier)
     if not isinstance(tier.admit, str):
         yield from _outside(f"{prefix}.admit", tier.admit, 0, 1)
     if tier.write_limit_bytes_per_s is not None:
@@ -163,14 +167,18 @@ def _tier_problems(tier: TierSettings, page_bytes: int) -> Iterator[Problem]:
     yield from _outside(
         f"{prefix}.segment", tier.segment_bytes, SEGMENT_MIN, SEGMENT_MAX, format_bytes
     )
+    yield from _outside(f"{prefix}.stripe", tier.stripe_bytes, STRIPE_MIN, 1 << 30, format_bytes)
+    yield from _file_problems(prefix, tier)
     yield from _extent_problems(prefix, tier)
 
 
 def _file_problems(prefix: str, tier: TierSettings) -> Iterator[Problem]:
     """Of what only the ``nvme`` tier has."""
-    for key in ("path", "paths", "faults"):
-        if getattr(tier, key) and tier.name != "nvme":
-            yield Problem(f"{prefix}.{key}", f"{prefix}.{key}: only the nvme tier has a file")
+    plain = TierSettings("nvme", tier.capacity_bytes)
+    for name in _OF_FILES:
+        if tier.name != "nvme" and getattr(tier, name) != getattr(plain, name):
+            key = f"{prefix}.{toml_key(name)}"
+            yield Problem(key, f"{key}: only the nvme tier has a file")
     if tier.paths and tier.path is not None:
         yield Problem(
             f"{prefix}.paths", f"{prefix}.paths is given beside {prefix}.path: give one of the two"
@@ -181,7 +189,6 @@ def _file_problems(prefix: str, tier: TierSettings) -> Iterator[Problem]:
             yield Problem(
                 f"{prefix}.paths", f"{prefix}.paths names {path} twice: name each file once"
             )
-    yield from _outside(f"{prefix}.stripe", tier.stripe_bytes, STRIPE_MIN, 1 << 30, format_bytes)
     if tier.faults is not None:
         yield from (Problem(*one) for one in fault_problems(f"{prefix}.faults", tier.faults))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from typing import Final
 
 import numpy as np
@@ -298,7 +299,7 @@ class LogWriter:
         self.io_errors += failures
         if failures:
             worst = int(done.min())
-            self._note(segment, f"errno {-worst}" if worst < 0 else "a write ended short")
+            self._note(segment, os.strerror(-worst) if worst < 0 else "a write ended short")
         else:
             self._failing = False
 

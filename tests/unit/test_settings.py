@@ -360,6 +360,26 @@ def test_what_a_drive_cannot_be_is_refused(tmp_path: Path, override: str, messag
     assert refusal.partition(": ")[2].startswith(f"tiers.nvme.{message}")
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "path=a",
+        "paths=['a', 'b']",
+        "stripe=1MiB",
+        "rebuild=true",
+        "write_buffer=1MiB",
+        "segment=8MiB",
+        "faults={ seed = 2 }",
+    ],
+)
+def test_a_tier_in_memory_is_asked_for_nothing_that_files_have(
+    tmp_path: Path, override: str
+) -> None:
+    refusal = _refusal(tmp_path, DRAM, [f"tiers.dram.{override}"])
+    key = override.partition("=")[0]
+    assert refusal == f"--set: tiers.dram.{key}: only the nvme tier has a file"
+
+
 def test_how_a_drive_misbehaves_is_read_from_its_table(tmp_path: Path) -> None:
     settings = load_settings(
         None,
