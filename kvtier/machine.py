@@ -13,7 +13,7 @@ from kvtier.errors import SettingsError
 from kvtier.index.log_geometry import log_geometry
 from kvtier.io.stripe_labels import LABEL_BYTES
 from kvtier.io.striped import file_sizes, stripe_bytes_for
-from kvtier.settings import Settings, TierSettings
+from kvtier.settings import Settings, TierSettings, gpus_of
 from kvtier.tiers import slots_of
 from kvtier.tiers.log_format import LogLayout, layout_of
 from kvtier.tiers.log_writer import buffers_for
@@ -21,6 +21,9 @@ from kvtier.units import format_bytes
 
 LOCATION_BYTES: Final = 66
 """Memory for each location of a log: 48.5 bytes of its index, and 17 of its mirror."""
+
+_WRITTEN_BYTES: Final = 20
+"""Of the bytes of the index, those that say nowhere when it is opened."""
 
 
 def check_machine(settings: Settings) -> None:
@@ -36,6 +39,29 @@ def check_machine(settings: Settings) -> None:
     for tier in settings.tiers:
         if tier.name == "nvme":
             _check_disk(tier, settings.page_bytes)
+
+
+def check_emulated(settings: Settings) -> None:
+    """Compare the indexes of modelled drives with the memory that is free now.
+
+    Only what is written when they are opened counts: the rest takes memory as it is used.
+
+    Raises:
+        SettingsError: they need more than there is.
+    """
+    caches = len(gpus_of(settings.topology))
+    drives = [tier for tier in settings.tiers if tier.name == "nvme"]
+    capacities = [tier.capacity_bytes for tier in drives]
+    locations = sum(_layout_of(tier, settings.page_bytes).locations for tier in drives)
+    needed_bytes = caches * locations * _WRITTEN_BYTES
+    available_bytes = memory_available_bytes()
+    if available_bytes is not None and needed_bytes > available_bytes:
+        what = "the index needs" if caches == 1 else f"the indexes of {caches} GPUs need"
+        raise SettingsError(
+            f"tiers.nvme.capacity is {format_bytes(sum(capacities))}: {what} "
+            f"{format_bytes(needed_bytes)} of memory at least, and {format_bytes(available_bytes)} "
+            "are available; lower it, or take larger pages (page_bytes)"
+        )
 
 
 def _check_memory(settings: Settings, available_bytes: int | None) -> None:

@@ -16,6 +16,7 @@ from kvtier.emulator.repeating import RepeatingDriver
 from kvtier.emulator.timeline import Timeline
 from kvtier.errors import SettingsError
 from kvtier.index import LogIndex, create_index
+from kvtier.machine import check_emulated
 from kvtier.settings import Settings, TierSettings, gpus_of, validate
 
 
@@ -46,7 +47,8 @@ def open_emulators(
         objects: pages of each object that the origin has from the start.
 
     Raises:
-        SettingsError: a setting is wrong, or the topology has no way to a level.
+        SettingsError: a setting is wrong, the topology has no way to a level, or the indexes need
+            more memory than there is.
     """
     validate(settings)
     gpus = gpus_of(settings.topology)
@@ -84,6 +86,7 @@ def _open(
     clock: VirtualClock,
     objects: Mapping[bytes, int],
 ) -> list[Emulator]:
+    check_emulated(settings)
     timeline, contents = Timeline(clock), OriginContents(objects)
     gpus, machine = gpus_of(settings.topology), Machine(settings)
     emulators = []
@@ -117,6 +120,7 @@ def open_repetition(
     validate(settings)
     if len(gpus_of(settings.topology)) > 1:
         raise SettingsError("topology.gpus: several GPUs were given, and a log is of one")
+    check_emulated(settings)
     (hardware,) = Machine(settings).hardware()
     chain = build_chain(
         settings,

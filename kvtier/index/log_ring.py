@@ -72,7 +72,11 @@ class LogRing:
         pages, segments = self._geometry.segment_pages, self._geometry.segments
         newest = (self._next - 1) // pages
         turns = newest - (newest - locations // pages) % segments
-        self._holes = np.sort(np.concatenate((self._holes, turns * pages + locations % pages)))
+        given = np.sort(turns * pages + locations % pages)
+        is_latest = not (len(given) and len(self._holes)) or given[0] > self._holes[-1]
+        holes = np.concatenate((self._holes, given))
+        # The latest are taken first, so they mostly come back to the end of what may be many.
+        self._holes = holes if is_latest else np.sort(holes)
 
     # -- segments -----------------------------------------------------------------------------
 

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from kvtier import machine
+from kvtier.clock import VirtualClock
+from kvtier.emulator.opening import open_emulators
 from kvtier.errors import SettingsError
 from kvtier.identities import Identities
 from kvtier.index import LogIndex, log_geometry
-from kvtier.machine import LOCATION_BYTES, check_machine
+from kvtier.machine import LOCATION_BYTES, check_emulated, check_machine
 from kvtier.settings import Settings, TierSettings, default_settings, load_settings
 from kvtier.tiers import open_tier
 from kvtier.tiers.log_format import layout_of
@@ -108,3 +110,12 @@ def test_each_file_of_a_striped_tier_needs_its_directory(tmp_path: Path) -> None
     settings = load_settings(None, [f"tiers.nvme.paths=['{tmp_path}/a', '{tmp_path}/none/b']"])
     with pytest.raises(SettingsError, match=r"tiers.nvme.paths: there is no directory .*/none"):
         check_machine(settings)
+
+
+def test_indexes_of_modelled_drives_must_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "memory_available_bytes", lambda: 2 << 30)
+    one = load_settings(None, ["tiers.nvme.capacity=256 GiB"])
+    check_emulated(one)
+    several = load_settings(None, ["tiers.nvme.capacity=256 GiB", "topology.gpus=2"])
+    with pytest.raises(SettingsError, match=r"the indexes of 2 GPUs need 2\.66 GiB"):
+        open_emulators(several, VirtualClock(), {})
