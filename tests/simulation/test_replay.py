@@ -167,7 +167,7 @@ def test_a_write_limit_holds_and_everything_is_served(trace: Path, drive: Any) -
 def test_a_drive_that_misbehaves_is_named_and_serves_no_wrong_byte(trace: Path) -> None:
     faults = FaultSettings(
         reads=ReadFaultSettings(fail_share=0.1, flipped_share=0.1),
-        writes=WriteFaultSettings(torn_share=0.1, misdirected_share=0.1),
+        writes=WriteFaultSettings(torn_share=0.6, misdirected_share=0.2),
     )
     result = replay(trace, small(tiers=(TierSettings("nvme", 2 * MIB, faults=faults),)))
     assert result["tiers"][0]["engine"].endswith(" with faults")
