@@ -66,14 +66,26 @@ async def open_nvme(
     file_id = file_id if found is None else found
     paths = [path.absolute() for path in settings.files]
     retired = RetiredKeys(file, paths, layout, file_id)
-    tier = NvmeTier(file, index, layout, identities, file_id, settings.write_buffer_bytes, retired)
-    if found is not None:
-        try:
+    try:
+        if found is None:
+            await retired.make()
+        elif not _is_same(found, _found_file_id(settings, stripe_bytes, layout, seed)):
+            raise DeviceError(
+                f"{paths[0]} was made anew by another process meanwhile: open it again"
+            )
+        tier = NvmeTier(
+            file, index, layout, identities, file_id, settings.write_buffer_bytes, retired
+        )
+        if found is not None:
             await tier.restore()
-        except BaseException:
-            await tier.close()
-            raise
+    except BaseException:
+        await file.close()
+        raise
     return tier
+
+
+def _is_same(file_id: U64, other: U64 | None) -> bool:
+    return other is not None and bool((file_id == other).all())
 
 
 def _found_file_id(
