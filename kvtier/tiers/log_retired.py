@@ -85,6 +85,8 @@ class RetiredKeys:
         self._slot_of: dict[bytes, int] = {}
         self._free: list[int] = []
         self._dirty: set[int] = set()
+        self._replaced = False
+        """A record was replaced that only what was written since had made needless."""
         self._saving = asyncio.Lock()
 
     def add(self, keys: Iterable[tuple[bytes, int]], newest: int, oldest: int) -> None:
@@ -134,6 +136,9 @@ class RetiredKeys:
             if not len(numbers):
                 return
             try:
+                if self._replaced:
+                    await self.sync()  # else a power failure may leave neither of the two
+                    self._replaced = False
                 await self._write(numbers)
             except BaseException:
                 self._dirty.update(numbers.tolist())
@@ -208,6 +213,7 @@ class RetiredKeys:
         if not self._free:
             return None
         slot = self._free.pop()
+        self._replaced |= bool(records["generation"][slot])
         self._slot_of.pop(records["fingerprint"][slot].tobytes(), None)
         records["version"][slot] = 0
         return slot

@@ -304,14 +304,16 @@ async def test_a_page_that_is_overwritten_is_not_written_out_meanwhile(
     """A location whose page was given up is given again while its buffer still has that page."""
     slots = np.arange(2)
     entered, go_on = threading.Event(), threading.Event()
-    held = asyncio.Event()
+    written, held = asyncio.Event(), asyncio.Event()
     async with opened(path) as tier:
         writer = tier._writer
         write_pages, copy = writer._write_pages, log_writer.copy_and_sum
 
         async def slow_write(segment: int, pages: I64) -> Any:
+            done = await write_pages(segment, pages)
+            written.set()
             await held.wait()
-            return await write_pages(segment, pages)
+            return done
 
         def slow_copy(*arguments: Any) -> U64:
             entered.set()
@@ -326,7 +328,9 @@ async def test_a_page_that_is_overwritten_is_not_written_out_meanwhile(
         again = asyncio.create_task(tier.write(slots, ids(slots), pages, slots))
         await asyncio.to_thread(entered.wait, 60)
         flushing = asyncio.create_task(tier.flush())
-        await asyncio.sleep(0)
+        on_its_way = asyncio.create_task(written.wait())
+        await asyncio.wait((flushing, on_its_way), return_when=asyncio.FIRST_COMPLETED)
+        on_its_way.cancel()
         go_on.set()
         await again
         held.set()
