@@ -43,6 +43,9 @@ logger = logging.getLogger(__name__)
 NOTHING: Final = (1 << 64) - 1
 """The floor under which everything lies."""
 
+_SEQUENCE_NEW: Final = 2
+"""Of the newer copy of each block of a new table, the first one."""
+
 _ATTEMPTS: Final = 3
 """How often a drive may lose a write of the table."""
 
@@ -54,7 +57,7 @@ def new_table(layout: LogLayout, file_id: U64, floor: int = 0) -> Blocks:
     blocks["file_id"] = file_id
     blocks["generation"] = floor
     blocks["block"] = np.arange(layout.retired_blocks)[:, None]
-    blocks["sequence"] = (2, 1)
+    blocks["sequence"] = (_SEQUENCE_NEW, _SEQUENCE_NEW - 1)
     table: Blocks = blocks.reshape(-1)
     seal(table, file_id[0])
     return table
@@ -64,7 +67,7 @@ class RetiredKeys:
     """Versions of keys up to which nothing counts any more.
 
     Args:
-        file: the log.
+        file: the log, with a new table if :meth:`load` is not called.
         paths: its file, or those it is striped over, to be synced.
         layout: of the file.
         file_id: u64[2], of this file.
@@ -82,6 +85,7 @@ class RetiredKeys:
         self._layout = layout
         self._file_id = file_id
         self._blocks = np.zeros(layout.retired_blocks, RETIRED)
+        self._blocks["sequence"] = _SEQUENCE_NEW
         self._slot_of: dict[bytes, int] = {}
         self._free: list[int] = []
         self._dirty: set[int] = set()
@@ -154,7 +158,7 @@ class RetiredKeys:
         memory.reshape(-1).view(RETIRED)[:] = new_table(self._layout, self._file_id, self.floor)
         offset, length = np.array([self._layout.retired_offset]), np.array([memory.nbytes])
         await self._put(offset, length, memory, np.array([0]))
-        self._blocks["sequence"] = 2
+        self._blocks["sequence"] = _SEQUENCE_NEW
 
     async def load(self) -> None:
         """Read the table; one that is damaged is told, and then nothing of the log is believed.
