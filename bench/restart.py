@@ -34,6 +34,7 @@ from kvtier.tiers import slots_of
 from kvtier.tiers.log_format import BLOCK_BYTES, LogLayout, layout_of, new_superblock
 from kvtier.tiers.log_mirror import LogMirror, metadata_memory
 from kvtier.tiers.log_reading import NAMED, STORED
+from kvtier.tiers.log_retired import new_table
 
 PAGE_BYTES = 4096
 OBJECT_PAGES = 16
@@ -77,6 +78,7 @@ def make_log(path: Path, settings: Settings) -> tuple[LogLayout, int]:
     pages = aligned_rows(layout.segment_pages, PAGE_BYTES)
     with path.open("wb") as file:
         file.write(new_superblock(layout, SEED, file_id))
+        file.write(new_table(layout, file_id).tobytes())
         file.truncate(layout.file_bytes)
         for segment in range(full):
             if segment % max(1, full // SAMPLES) == 0:

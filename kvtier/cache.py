@@ -367,7 +367,9 @@ class TieredCache(Generic[DriverT]):
     async def _remember_retired(self) -> None:
         directory = self._catalogue.directory
         if self._remember is not None and directory.has_to_remember:
-            await self._remember(directory.take_retired())
+            retired = directory.retired()
+            await self._remember(retired)
+            directory.remembered(retired)
 
     async def _write_batch(self, keys: tuple[bytes, ...], counts: I64, payload: U8 | None) -> U8:
         status = np.zeros(len(keys), np.uint8)

@@ -84,8 +84,10 @@ class ObjectDirectory:
         self._unopened: UnopenedObjects | None = None
         self._next_id = 0
         self._next_version = 1
-        self._retired: list[tuple[bytes, int]] = []
-        self._urgent = False
+        self._retired: dict[bytes, int] = {}
+        """Fingerprint and version of what was retired and is not remembered yet, of no origin."""
+        self._urgent: set[bytes] = set()
+        """Those of which an older version must not come back."""
         if restored is not None:
             self._unopened = UnopenedObjects(restored.objects)
             self._next_id = restored.next_object_id
@@ -150,7 +152,7 @@ class ObjectDirectory:
     def abandon(self, entry: ObjectEntry) -> None:
         """Take back a reserved entry that will not be published."""
         self._retire(entry)
-        self._urgent |= not entry.at_origin
+        self._hurry(entry.key)
 
     def remove(self, keys: Sequence[bytes]) -> list[ObjectEntry]:
         """Forget keys; returns the entries that were known."""
@@ -162,19 +164,30 @@ class ObjectDirectory:
                 entry = None if found is None else self._opened(key, found)
             if entry is not None:
                 self._retire(entry)
-                self._urgent |= not entry.at_origin
                 removed.append(entry)
+            # Unknown keys too: a full directory may have let them go.
+            self._hurry(key)
         return removed
 
     @property
     def has_to_remember(self) -> bool:
         """A key was rewritten or deleted that no origin has, or many were retired."""
-        return self._urgent or len(self._retired) >= RETIRED_AT_ONCE
+        return bool(self._urgent) or len(self._retired) >= RETIRED_AT_ONCE
 
-    def take_retired(self) -> list[tuple[bytes, int]]:
-        """Fingerprint and version of what was retired since the last call, of no origin."""
-        retired, self._retired, self._urgent = self._retired, [], False
-        return retired
+    def retired(self) -> list[tuple[bytes, int]]:
+        """Fingerprint and version of what was retired and is not remembered, of no origin."""
+        return list(self._retired.items())
+
+    def remembered(self, retired: Sequence[tuple[bytes, int]]) -> None:
+        """These are remembered now; until then whoever retires one of them again waits as well."""
+        for fingerprint, version in retired:
+            if self._retired.get(fingerprint) == version:
+                del self._retired[fingerprint]
+                self._urgent.discard(fingerprint)
+
+    def _hurry(self, key: bytes) -> None:
+        if self._retired and (fingerprint := fingerprint_of(key)) in self._retired:
+            self._urgent.add(fingerprint)
 
     def _remove_oldest(self) -> ObjectEntry:
         if self._unopened:
@@ -192,7 +205,8 @@ class ObjectDirectory:
         if self._identities is not None:
             self._identities.remove(entry.object_id)
             if not entry.at_origin:
-                self._retired.append((fingerprint or fingerprint_of(entry.key), entry.version))
+                fingerprint = fingerprint or fingerprint_of(entry.key)
+                self._retired[fingerprint] = max(entry.version, self._retired.get(fingerprint, 0))
 
     def _open_local(self, keys: Sequence[bytes], unopened: UnopenedObjects) -> None:
         """Let objects be found that no origin has to be asked for."""

@@ -114,4 +114,4 @@ async def open_cache(
 
 async def _remember_all(tier: NvmeTier, directory: ObjectDirectory) -> None:
     """At the end, when nothing is written any more."""
-    await tier.retire(directory.take_retired())
+    await tier.retire(directory.retired())

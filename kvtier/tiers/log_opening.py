@@ -59,21 +59,41 @@ async def open_nvme(
             file = await _open_file(settings, [path], stripe_bytes, layout, b"", keep=False)
         finally:
             path.unlink()
-        return NvmeTier(file, index, layout, identities, file_id, settings.write_buffer_bytes)
+        drive = _drive(settings, file, layout)
+        return NvmeTier(drive, index, layout, identities, file_id, settings.write_buffer_bytes)
     found = _found_file_id(settings, stripe_bytes, layout, seed)
     head = new_superblock(layout, seed, file_id)
     file = await _open_free_file(settings, stripe_bytes, layout, head, keep=found is not None)
     file_id = file_id if found is None else found
     paths = [path.absolute() for path in settings.files]
-    retired = RetiredKeys(file, paths, layout, file_id)
-    tier = NvmeTier(file, index, layout, identities, file_id, settings.write_buffer_bytes, retired)
-    if found is not None:
-        try:
+    drive = _drive(settings, file, layout)
+    retired = RetiredKeys(drive, paths, layout, file_id)
+    try:
+        if found is None:
+            await RetiredKeys(file, paths, layout, file_id).make()
+        elif not _is_same(found, _found_file_id(settings, stripe_bytes, layout, seed)):
+            raise DeviceError(
+                f"{paths[0]} was made anew by another process meanwhile: open it again"
+            )
+        tier = NvmeTier(
+            drive, index, layout, identities, file_id, settings.write_buffer_bytes, retired
+        )
+        if found is not None:
             await tier.restore()
-        except BaseException:
-            await tier.close()
-            raise
+    except BaseException:
+        await drive.close()
+        raise
     return tier
+
+
+def _drive(settings: TierSettings, file: FileEngine, layout: LogLayout) -> FileEngine:
+    """The file once it is made, as the drive that it is said to be on."""
+    faults = settings.faults
+    return file if faults is None else FaultyEngine(file, faults, layout.file_bytes)
+
+
+def _is_same(file_id: U64, other: U64 | None) -> bool:
+    return other is not None and bool((file_id == other).all())
 
 
 def _found_file_id(
@@ -159,7 +179,7 @@ async def _open_file(
     keep: bool,
 ) -> FileEngine:
     try:
-        file = await open_striped(
+        return await open_striped(
             settings.engine,
             paths,
             stripe_bytes=stripe_bytes,
@@ -172,8 +192,6 @@ async def _open_file(
         )
     except SettingsError as error:
         raise SettingsError(f"tiers.nvme: {error}") from error
-    faults = settings.faults
-    return file if faults is None else FaultyEngine(file, faults, layout.file_bytes)
 
 
 def _temporary_path() -> Path:

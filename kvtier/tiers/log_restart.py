@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from kvtier.clock import WallClock
+from kvtier.errors import DeviceError
 from kvtier.identities import (
     FINGERPRINT,
     GENERATION,
@@ -42,7 +43,7 @@ from kvtier.tiers.log_format import (
     LogLayout,
     intact,
 )
-from kvtier.tiers.log_mirror import LogMirror
+from kvtier.tiers.log_mirror import LogMirror, metadata_memory
 from kvtier.tiers.log_reading import ABSENT, NAMED, STORED
 from kvtier.tiers.log_retired import RetiredKeys
 
@@ -53,6 +54,9 @@ GROUPS: Final = 3
 
 GROUP_BYTES: Final = 8 << 20
 """Metadata of a group."""
+
+CLEARINGS: Final = 3
+"""How often it is tried to overwrite metadata that is not believed."""
 
 DROPPED_MAX: Final = 1 << 16
 """Objects that are retired one by one; if more are, all that is as old as they is given up."""
@@ -99,6 +103,8 @@ async def read_log(
     """
     scan = _Scan(file, layout, mirror, retired.floor)
     await scan.run()
+    if await scan.clear():
+        await retired.sync()
     retired.settle(int(mirror.generations.max()))
     identities = mirror.identities
     objects = identities.table[identities.table[:, KEY] > 0]
@@ -144,6 +150,8 @@ class _Scan:
         self._step = max(1, GROUP_BYTES // (layout.metadata_blocks * BLOCK_BYTES))
         self._groups = iter(range(0, layout.segments, self._step))
         self._failures = 0
+        self._refused: list[I64] = []
+        """Metadata blocks in which something lies that is not believed, or that were not read."""
         self._clock = WallClock()
         self._told_ns = self._clock.now_ns()
         self._compile()
@@ -172,6 +180,7 @@ class _Scan:
             for number in np.flatnonzero(done != lengths).tolist():
                 arrived = rows[number] + max(int(done[number]), 0) // BLOCK_BYTES
                 memory[arrived : rows[number] + blocks] = 0
+                self._refused.append(first * blocks + np.arange(arrived, rows[number] + blocks))
             await outlast(
                 loop.run_in_executor(None, self._parse, memory[: len(segments) * blocks], first)
             )
@@ -189,10 +198,11 @@ class _Scan:
         generations = np.where(good, blocks["generation"], np.uint64(0))
         newest = generations.reshape(-1, layout.metadata_blocks).max(axis=1)
         mirror.generations[first : first + len(newest)] = newest
-        good &= (generations == np.repeat(newest, layout.metadata_blocks)) & (
-            generations > self._floor
-        )
+        good &= generations == np.repeat(newest, layout.metadata_blocks)
         words = memory.reshape(-1).view(np.uint64).reshape(-1, _BLOCK_WORDS)
+        refused = np.flatnonzero(~good)
+        refused = refused[words[refused].any(axis=1)]
+        good &= generations > self._floor
         _take_entries(
             words,
             good,
@@ -205,6 +215,7 @@ class _Scan:
             self._owners,
         )
         with self._lock:
+            self._refused.append(first * layout.metadata_blocks + refused)
             self._merge(words, good, generations)
 
     def _merge(self, words: U64, good: Bool, generations: U64) -> None:
@@ -215,6 +226,36 @@ class _Scan:
             identities.reserve(room)
             start, added = _merge_objects(words, good, generations, identities.table, start, room)
             identities.added(added)
+
+    async def clear(self) -> bool:
+        """Overwrite the metadata that is not believed; whether there was any.
+
+        What is not known now is neither deleted nor rewritten in the table of retired keys, so it
+        must not be found by a later restart that can read it, or finds nothing newer there.
+
+        Raises:
+            DeviceError: it could not be overwritten.
+        """
+        layout = self._layout
+        blocks = np.concatenate((np.empty(0, np.int64), *self._refused))
+        there = len(blocks) > 0
+        zeros = metadata_memory(1)
+        for _ in range(CLEARINGS):
+            segments, numbers = np.divmod(blocks, layout.metadata_blocks)
+            offsets = layout.metadata_offset(0) + segments * layout.segment_bytes
+            done = await self._file.write(
+                offsets + numbers * BLOCK_BYTES,
+                np.full(len(blocks), BLOCK_BYTES),
+                zeros,
+                np.zeros(len(blocks), np.int64),
+            )
+            blocks = blocks[done != BLOCK_BYTES]
+            if not len(blocks):
+                return there
+        raise DeviceError(
+            f"nvme: {len(blocks)} blocks of metadata can neither be read nor overwritten: "
+            "name another file, or set tiers.nvme.rebuild = true"
+        )
 
     def keep(self) -> tuple[U64, I64]:
         """Page ids (u64[n]) and locations (i64[n]) of what belongs to the objects known now."""

@@ -117,12 +117,16 @@ class LogWriter:
         """
         await self._prepare(segment, generation, locations)
         mirror, first = self._mirror, segment * self._layout.segment_pages
+        # What was given up there is not written out while it is being overwritten.
+        given_up = int(np.count_nonzero(mirror.states[locations] & STATE == DIRTY))
+        mirror.states[locations] = ABSENT
+        if given_up and segment in self._dirty:
+            self._dirty[segment] -= given_up
         checksums = await self._copy(segment, locations - first, source, rows, seeds)
-        before = int(np.count_nonzero(mirror.states[locations] & STATE == DIRTY))
         mirror.page_ids[locations] = page_ids
         mirror.checksums[locations] = checksums
         mirror.states[locations] = DIRTY | (named * np.uint8(NAMED))
-        self._dirty[segment] = self._dirty.get(segment, 0) + len(locations) - before
+        self._dirty[segment] = self._dirty.get(segment, 0) + len(locations)
         states = mirror.states[first : first + self._layout.segment_pages]
         if segment not in self._flushes and states.all():
             self._start(segment)

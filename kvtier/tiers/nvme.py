@@ -281,8 +281,10 @@ class NvmeTier:
 
     async def close(self) -> None:
         """Write out what is left, and close the file; a second call does nothing."""
-        await self._writer.close()
-        await self._file.close()
+        try:
+            await self._writer.close()
+        finally:
+            await self._file.close()
 
     async def _move(self, sources: I64, targets: I64, page_ids: U64, staging: U8) -> I64:
         """Move pages through ``staging``; i64[k], which of them have arrived."""

@@ -18,7 +18,10 @@ from kvtier import PageStatus, TieredCache, open_cache
 from kvtier.backend import ObjectBatch
 from kvtier.driver import AsyncDriver
 from kvtier.errors import DeviceError, SettingsError
+from kvtier.io.faults import FaultyEngine
 from kvtier.pages import U8
+from kvtier.settings import FaultSettings, WriteFaultSettings
+from kvtier.tiers import log_opening
 from kvtier.tiers.log_format import BLOCK_BYTES, SUPERBLOCK, seal
 
 pytestmark = pytest.mark.asyncio
@@ -124,6 +127,45 @@ async def test_a_deleted_object_never_comes_back(path: Path, tmp_path: Path) -> 
             await write(cache, b"a", 2)
         async with kept(one) as cache:
             await assert_found(cache, b"a", 2)
+
+
+@pytest.mark.parametrize("rewrites", [False, True])
+async def test_what_a_full_directory_let_go_does_not_come_back_once_it_changed(
+    path: Path, tmp_path: Path, rewrites: bool
+) -> None:
+    async with kept(path, objects_max=2) as cache:
+        await write(cache, b"a", 4)
+        await write(cache, b"b", 4)
+        await nvme_of(cache).flush()
+        await write(cache, b"c", 4)
+        assert await found(cache, b"a") is None
+        if rewrites:
+            await write(cache, b"a", 4, payload(b"new", 4))
+        else:
+            await cache.delete([b"a"])
+        shutil.copy(path, tmp_path / "copy")  # killed here
+    async with kept(tmp_path / "copy", objects_max=9) as cache:
+        assert await found(cache, b"a") is None
+
+
+async def test_a_deletion_that_could_not_be_recorded_is_tried_again(
+    path: Path, tmp_path: Path
+) -> None:
+    async with kept(path, faults=FaultSettings()) as cache:
+        await write(cache, b"a", 4)
+        await nvme_of(cache).flush()
+        drive = nvme_of(cache)._file
+        assert isinstance(drive, FaultyEngine)
+        drive.faults = FaultSettings(writes=WriteFaultSettings(fail_share=1.0))
+        with pytest.raises(DeviceError, match="could not be recorded"):
+            await cache.delete([b"a"])
+        with pytest.raises(DeviceError, match="could not be recorded"):
+            await cache.delete([b"a"])
+        drive.faults = FaultSettings()
+        await cache.delete([b"a"])
+        shutil.copy(path, tmp_path / "copy")
+    async with kept(tmp_path / "copy") as cache:
+        assert await found(cache, b"a") is None
 
 
 async def test_an_object_that_nobody_opened_can_be_deleted_and_rewritten(path: Path) -> None:
@@ -275,6 +317,27 @@ async def test_a_second_cache_is_refused_and_harms_nothing(path: Path) -> None:
                     pass
     async with kept(path) as cache:
         await assert_found(cache, b"a", 4)
+
+
+async def test_a_log_that_is_made_anew_while_it_is_waited_for_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with kept(path) as cache:
+        await write(cache, b"a", 4)
+    open_file = log_opening._open_free_file
+
+    async def wait(*arguments: Any, **more: Any) -> Any:
+        monkeypatch.undo()
+        async with kept(path, rebuild=True) as cache:
+            await write(cache, b"b", 4)
+        return await open_file(*arguments, **more)
+
+    monkeypatch.setattr(log_opening, "_open_free_file", wait)
+    with pytest.raises(DeviceError, match="made anew by another process meanwhile"):
+        async with kept(path):
+            pass
+    async with kept(path) as cache:
+        await assert_found(cache, b"b", 4)
 
 
 async def test_a_damaged_table_of_retired_keys_starts_the_log_empty(path: Path) -> None:

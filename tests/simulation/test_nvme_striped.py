@@ -14,6 +14,8 @@ from small_cache import payload
 from kvtier import TieredCache
 from kvtier.driver import AsyncDriver
 from kvtier.errors import DeviceError, SettingsError
+from kvtier.io.stripe_labels import LABEL_BYTES
+from kvtier.tiers.log_format import BLOCK_BYTES
 
 pytestmark = pytest.mark.asyncio
 
@@ -143,3 +145,16 @@ async def test_a_page_on_a_file_that_lost_its_end_is_a_miss(paths: tuple[Path, .
         there = result.status == 0
         assert 0 < there.sum() < PAGES
         np.testing.assert_array_equal(result.pages[there], payload(b"one", PAGES)[there])
+
+
+async def test_a_deleted_object_does_not_come_back_if_the_first_file_is_cut_short(
+    paths: tuple[Path, ...],
+) -> None:
+    """There is the table of what was deleted; the metadata is on others too."""
+    async with striped(paths) as cache:
+        await cache.write([b"one"], [PAGES], payload(b"one", PAGES))
+        await cache.delete([b"one"])
+    with paths[0].open("r+b") as file:
+        file.truncate(LABEL_BYTES + 2 * BLOCK_BYTES)
+    async with striped(paths) as cache:
+        assert (await cache.open([b"one"])).pages.tolist() == [-1]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import pytest
 from log_files import FILE_ID, log_file
 
+from kvtier.errors import DeviceError
 from kvtier.identities import KEY, Identities, fingerprint_of
-from kvtier.pages import I64, U64
+from kvtier.io import FileEngine
+from kvtier.io.faults import FaultyEngine
+from kvtier.pages import I64, U8, U64
+from kvtier.settings import FaultSettings, ReadFaultSettings, WriteFaultSettings
 from kvtier.tiers import log_restart
 from kvtier.tiers.log_format import BLOCK_BYTES, LogLayout
 from kvtier.tiers.log_mirror import LogMirror, metadata_memory
@@ -69,8 +74,8 @@ async def read(path: Path, objects_max: int = 100) -> tuple[LogContent, Identiti
 
 
 async def make(path: Path) -> None:
-    async with log_file(path, LAYOUT):
-        pass
+    async with log_file(path, LAYOUT) as file:
+        await RetiredKeys(file, [path], LAYOUT, FILE_ID).make()
 
 
 def located(content: LogContent) -> dict[int, list[int]]:
@@ -209,3 +214,66 @@ async def test_metadata_of_another_place_or_file_is_not_believed(path: Path) -> 
         mirror = LogMirror(LAYOUT, Identities(10), other)
         content = await read_log(file, LAYOUT, mirror, retired)
     assert len(content.page_ids) == 0
+
+
+class _Blind:
+    """An engine that cannot read one segment's metadata."""
+
+    def __init__(self, inner: FileEngine, segment: int) -> None:
+        self._inner = inner
+        self._offset = LAYOUT.metadata_offset(segment)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._inner, name)
+
+    async def read(self, offsets_bytes: I64, lengths_bytes: I64, out: U8, rows: I64) -> I64:
+        done = await self._inner.read(offsets_bytes, lengths_bytes, out, rows)
+        return np.where(offsets_bytes == self._offset, -errno.EIO, done)
+
+
+async def test_what_could_not_be_read_once_does_not_come_back(path: Path) -> None:
+    """Its object may have been deleted or rewritten meanwhile, unknown as it was."""
+    await make(path)
+    write(path, 3, 5, [Claim(b"a", 1, 1, 300)])
+    write(path, 4, 6, [Claim(b"b", 2, 2, 400)])
+    async with log_file(path, LAYOUT) as file:
+        retired = RetiredKeys(file, [path], LAYOUT, FILE_ID)
+        await retired.load()
+        mirror = LogMirror(LAYOUT, Identities(100), FILE_ID)
+        blind = cast("FileEngine", _Blind(file, 3))
+        assert sorted(located(await read_log(blind, LAYOUT, mirror, retired))) == [2]
+    content, _ = await read(path)
+    assert sorted(located(content)) == [2]
+
+
+async def test_what_is_hidden_behind_a_newer_block_does_not_come_back(path: Path) -> None:
+    await make(path)
+    write(path, 3, 5, [Claim(b"old", 1, 1, 390)])
+    with path.open("r+b") as file:
+        file.seek(LAYOUT.metadata_offset(3) + BLOCK_BYTES)
+        second = file.read(BLOCK_BYTES)
+        write(path, 3, 25, [Claim(b"new", 3, 1, 305)])
+        file.seek(LAYOUT.metadata_offset(3) + BLOCK_BYTES)
+        file.write(second)
+    content, _ = await read(path)
+    assert sorted(located(content)) == [3]
+    with path.open("r+b") as file:
+        file.seek(LAYOUT.metadata_offset(3))
+        file.write(bytes(BLOCK_BYTES))  # the newer one is gone
+    content, _ = await read(path)
+    assert located(content) == {}
+
+
+async def test_what_can_neither_be_read_nor_overwritten_is_an_error(path: Path) -> None:
+    await make(path)
+    write(path, 3, 5, [Claim(b"a", 1, 1, 300)])
+    async with log_file(path, LAYOUT) as inner:
+        faults = FaultSettings(
+            reads=ReadFaultSettings(fail_share=1.0), writes=WriteFaultSettings(fail_share=1.0)
+        )
+        retired = RetiredKeys(inner, [path], LAYOUT, FILE_ID)
+        await retired.load()
+        mirror = LogMirror(LAYOUT, Identities(100), FILE_ID)
+        file = FaultyEngine(inner, faults, LAYOUT.file_bytes)
+        with pytest.raises(DeviceError, match="neither be read nor overwritten"):
+            await read_log(file, LAYOUT, mirror, retired)

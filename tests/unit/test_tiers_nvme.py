@@ -22,7 +22,7 @@ from kvtier.index import LogIndex
 from kvtier.pages import I64, U8, U64, PageStatus
 from kvtier.rows import aligned_rows
 from kvtier.settings import TierSettings
-from kvtier.tiers import NvmeTier, open_tier
+from kvtier.tiers import NvmeTier, log_writer, open_tier
 from kvtier.tiers.nvme import MOVES_MAX
 
 PAGE_BYTES = 4096
@@ -295,6 +295,50 @@ async def test_pages_are_read_from_memory_until_they_are_written(path: Path, eng
             await tier.flush()
         assert page_at(tier, path, 65) == changed[1].tobytes()
         assert (tier.io_errors, tier.corrupt_pages) == (0, 0)
+
+
+@pytest.mark.asyncio
+async def test_a_page_that_is_overwritten_is_not_written_out_meanwhile(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A location whose page was given up is given again while its buffer still has that page."""
+    slots = np.arange(2)
+    entered, go_on = threading.Event(), threading.Event()
+    written, held = asyncio.Event(), asyncio.Event()
+    async with opened(path) as tier:
+        writer = tier._writer
+        write_pages, copy = writer._write_pages, log_writer.copy_and_sum
+
+        async def slow_write(segment: int, pages: I64) -> Any:
+            done = await write_pages(segment, pages)
+            written.set()
+            await held.wait()
+            return done
+
+        def slow_copy(*arguments: Any) -> U64:
+            entered.set()
+            go_on.wait(60)
+            return copy(*arguments)
+
+        await tier.write(slots, ids(slots), random_pages(2), slots)
+        monkeypatch.setattr(writer, "_write_pages", slow_write)
+        monkeypatch.setattr(log_writer, "copy_and_sum", slow_copy)
+        monkeypatch.setattr(log_writer, "INLINE_BYTES", 0)
+        pages = random_pages(4)[2:]
+        again = asyncio.create_task(tier.write(slots, ids(slots), pages, slots))
+        await asyncio.to_thread(entered.wait, 60)
+        flushing = asyncio.create_task(tier.flush())
+        on_its_way = asyncio.create_task(written.wait())
+        await asyncio.wait((flushing, on_its_way), return_when=asyncio.FIRST_COMPLETED)
+        on_its_way.cancel()
+        go_on.set()
+        await again
+        held.set()
+        await flushing
+        await tier.flush()
+        status, out = await read(tier, slots)
+        assert (status.tolist(), tier.corrupt_pages) == ([OK, OK], 0)
+        np.testing.assert_array_equal(out, pages)
 
 
 @pytest.mark.asyncio
