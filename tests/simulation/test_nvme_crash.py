@@ -20,10 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from crash_writer import CAPACITY_PAGES, content, opened
+from crash_writer import CAPACITY_PAGES, PAGE, content, opened
 
 from kvtier import PageStatus
+from kvtier.io.engine import WRITE_OPERATION_BYTES, writes_max
 from kvtier.pages import U8, Bool
+from kvtier.settings import TierSettings
 from kvtier.tiers import NvmeTier
 
 KILLS = int(os.environ.get("KVTIER_CRASH_KILLS", "6"))
@@ -33,6 +35,10 @@ KEPT_SHARE = 0.99
 
 RECENT_PAGES = CAPACITY_PAGES // 2
 """So many pages that were written last must be there still; older ones may have made room."""
+
+
+OPERATIONS_CUT_MAX = writes_max(TierSettings("nvme", PAGE).queue_depth)
+"""Of writes that a kill can cut off: those under way."""
 
 
 @dataclass
@@ -153,7 +159,9 @@ async def check(path: Path, ledger: Ledger, killed_s: float) -> tuple[int, int]:
                 known.position = -RECENT_PAGES  # lost to this kill, and not again to the next ones
         (tier,) = cache.driver.tiers
         assert isinstance(tier, NvmeTier)
-        assert tier.corrupt_pages == 0
+        # A segment leaves in several operations. Where the kill kept one from the drive, but not
+        # the one with its metadata, checksums tell.
+        assert tier.corrupt_pages <= OPERATIONS_CUT_MAX * WRITE_OPERATION_BYTES // PAGE
     return expected_pages, found_pages
 
 
