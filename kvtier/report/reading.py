@@ -17,12 +17,17 @@ _ADDED_LATER: Final[Mapping[object, frozenset[str]]] = {
     schema.Result: frozenset(
         {"name", "by_purpose", "gpus", "models", "drive", "requests", "crossover", "serving"}
     ),
-    schema.Tier: frozenset({"moved_pages"}),
     schema.Series: frozenset({"lookups", "delivered"}),
     schema.Drive: frozenset({"gpus", "spread", "events"}),
     schema.Requests: frozenset({"queue_us"}),
     schema.Tier: frozenset(
-        {"written_bytes", "write_amplification", "drive_writes_per_day", "write_capped_pages"}
+        {
+            "moved_pages",
+            "written_bytes",
+            "write_amplification",
+            "drive_writes_per_day",
+            "write_capped_pages",
+        }
     ),
     schema.WrappedOrigin: frozenset({"wrappers"}),
 }
