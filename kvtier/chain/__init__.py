@@ -17,7 +17,8 @@ from kvtier.chain.counters import Counters, LevelCounters, total
 from kvtier.chain.driver import ChainDriver
 from kvtier.chain.extents import Extents
 from kvtier.chain.flight import Flight, Read, Write
-from kvtier.chain.machine import Chain, Level
+from kvtier.chain.level import Level
+from kvtier.chain.machine import Chain
 
 __all__ = [
     "Abort",

@@ -127,3 +127,8 @@ class Complete:
 
 
 Action: TypeAlias = Lookup | Fetch | Copy | Fill | Move | Publish | Abort | Invalidate | Complete
+
+
+def if_any(action: type[Publish] | type[Abort], level: int, slots: I64) -> list[Action]:
+    """The action on slots (i64[m]), none on no slots."""
+    return [action(level, slots)] if len(slots) else []

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from kvtier.chain.admission import AdmissionRule
 from kvtier.chain.extents import ExtentRules
-from kvtier.chain.machine import Chain, Level
+from kvtier.chain.level import Level
+from kvtier.chain.machine import Chain
 from kvtier.chain.second_touch import SecondTouch
 from kvtier.chain.write_limit import WriteLimit
 from kvtier.settings import ChainSettings, OriginSettings, Settings, TierSettings

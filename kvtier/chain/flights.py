@@ -108,6 +108,14 @@ class Flights:
         self._remove(flight)
         return flights
 
+    def doom(self, page_ids: U64) -> None:
+        """Pages were invalidated: those on their way will be delivered, but not cached."""
+        numbers, positions = self.find(page_ids)
+        for flight, chosen in self.grouped(numbers):
+            if flight.doomed is None:
+                flight.doomed = np.zeros(len(flight), np.bool_)
+            flight.doomed[positions[chosen]] = True
+
     def land(self, flight: Flight) -> None:
         """End a flight: its pages are on their way no more."""
         if flight.lone:

@@ -31,8 +31,8 @@ def check_the_end(cache: TieredCache[Any], chaos: Chaos) -> None:
     assert driver.chain.idle
     assert not driver._jobs
     assert not driver._tasks
-    assert len(driver.chain._epochs) == 0
-    assert len(driver.chain._free_buffers) == driver.chain.buffer_count
+    assert driver.chain.unreleased_epochs == 0
+    assert driver.chain.free_buffers == driver.chain.buffer_count
     directory = cache.catalogue.directory
     assert len(directory._by_id) == len(directory)
     for index, tier in zip(driver.indexes, driver.tiers, strict=True):

@@ -94,8 +94,8 @@ def check_sums(cache: TieredCache[Any]) -> None:
     assert driver.chain.idle
     assert not driver._jobs
     assert not driver._tasks
-    assert len(driver.chain._epochs) == 0
-    assert len(driver.chain._free_buffers) == driver.chain.buffer_count
+    assert driver.chain.unreleased_epochs == 0
+    assert driver.chain.free_buffers == driver.chain.buffer_count
 
 
 def attempt(tiers: str, **wanted: Any) -> Run:

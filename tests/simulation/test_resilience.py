@@ -237,8 +237,8 @@ def test_random_faults_bring_no_wrong_byte_and_leave_nothing_behind(seed: int) -
         await cache.drain()
         driver = cache.driver
         assert driver.chain.idle
-        assert len(driver.chain._free_buffers) == driver.chain.buffer_count
-        assert len(driver.chain._epochs) == 0
+        assert driver.chain.free_buffers == driver.chain.buffer_count
+        assert driver.chain.unreleased_epochs == 0
         for index in driver.indexes:
             assert not (index.snapshot().states == PageState.PENDING).any()
         counters = driver.chain.counters

@@ -22,7 +22,7 @@ from kvtier.chain import (
 )
 from kvtier.chain.admission import AdmissionRule
 from kvtier.chain.extents import ExtentRules
-from kvtier.chain.machine import Level
+from kvtier.chain.level import Level
 from kvtier.chain.write_limit import WriteLimit
 from kvtier.index import LogGeometry, LogIndex, create_index
 from kvtier.pages import U8, U64, Bool, PageStatus

@@ -127,10 +127,10 @@ class ChainMachine(RuleBasedStateMachine):
         assert all(read.unresolved == 0 for read in self.reads)
         assert chain.idle
         assert chain.room_pages == 1 << 10
-        assert len(chain._free_buffers) == chain.buffer_count
+        assert chain.free_buffers == chain.buffer_count
         for read in self.leases:
             chain.release(read)
-        assert len(chain._epochs) == 0
+        assert chain.unreleased_epochs == 0
         for index in self.harness.indexes:
             assert not (index.snapshot().states == PageState.PENDING).any()
 
