@@ -17,7 +17,7 @@ from kvtier.io import FileEngine
 from kvtier.io.faults import FaultyEngine
 from kvtier.pages import I64, U8, U64
 from kvtier.settings import FaultSettings, ReadFaultSettings, WriteFaultSettings
-from kvtier.tiers import log_restart
+from kvtier.tiers import log_restart, log_scan
 from kvtier.tiers.log_format import BLOCK_BYTES, LogLayout
 from kvtier.tiers.log_mirror import LogMirror, metadata_memory
 from kvtier.tiers.log_reading import NAMED, STORED
@@ -105,7 +105,7 @@ async def test_an_empty_log_holds_nothing(path: Path) -> None:
 async def test_objects_and_pages_of_all_segments_are_found(
     path: Path, monkeypatch: pytest.MonkeyPatch, group_bytes: int
 ) -> None:
-    monkeypatch.setattr(log_restart, "GROUP_BYTES", group_bytes)
+    monkeypatch.setattr(log_scan, "GROUP_BYTES", group_bytes)
     await make(path)
     for segment in range(LAYOUT.segments):
         claims = [
