@@ -11,17 +11,14 @@ from typing import Final
 
 import numpy as np
 
+from kvtier.hashing import PRIME_1, PRIME_2, PRIME_3, PRIME_4
 from kvtier.jit import jit, jit_inline
 from kvtier.pages import I64, U8, U64
 from kvtier.rows import as_column, call_spans, memcpy, select_rows
 
 STRIPE_BYTES: Final = 32
 
-_PRIME_1: Final = np.uint64(0x9E37_79B1_85EB_CA87)
-_PRIME_2: Final = np.uint64(0xC2B2_AE3D_27D4_EB4F)
-_PRIME_3: Final = np.uint64(0x1656_67B1_9E37_79F9)
-_PRIME_4: Final = np.uint64(0x85EB_CA77_C2B2_AE63)
-_PRIME_SUM: Final = np.uint64((int(_PRIME_1) + int(_PRIME_2)) % (1 << 64))
+_PRIME_SUM: Final = np.uint64((int(PRIME_1) + int(PRIME_2)) % (1 << 64))
 _WORD_BITS: Final = np.uint64(64)
 _BITS_29: Final = np.uint64(29)
 _BITS_32: Final = np.uint64(32)
@@ -96,18 +93,18 @@ def _rotate(word: np.uint64, bits: int) -> np.uint64:
 
 @jit_inline
 def _round(lane: np.uint64, word: np.uint64) -> np.uint64:
-    return _rotate(lane + word * _PRIME_2, 31) * _PRIME_1
+    return _rotate(lane + word * PRIME_2, 31) * PRIME_1
 
 
 @jit_inline
 def _merge(total: np.uint64, lane: np.uint64) -> np.uint64:
-    return (total ^ _round(np.uint64(0), lane)) * _PRIME_1 + _PRIME_4
+    return (total ^ _round(np.uint64(0), lane)) * PRIME_1 + PRIME_4
 
 
 @jit_inline
 def _avalanche(total: np.uint64) -> np.uint64:
-    total = (total ^ (total >> _BITS_33)) * _PRIME_2
-    total = (total ^ (total >> _BITS_29)) * _PRIME_3
+    total = (total ^ (total >> _BITS_33)) * PRIME_2
+    total = (total ^ (total >> _BITS_29)) * PRIME_3
     return total ^ (total >> _BITS_32)
 
 
@@ -115,9 +112,9 @@ def _avalanche(total: np.uint64) -> np.uint64:
 def _hash_row(words: U64, row: int, seed: np.uint64) -> np.uint64:
     row_words = words.shape[1]
     lane_1 = seed + _PRIME_SUM
-    lane_2 = seed + _PRIME_2
+    lane_2 = seed + PRIME_2
     lane_3 = seed
-    lane_4 = seed - _PRIME_1
+    lane_4 = seed - PRIME_1
     for word in range(0, row_words, 4):
         lane_1 = _round(lane_1, words[row, word])
         lane_2 = _round(lane_2, words[row, word + 1])

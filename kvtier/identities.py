@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from kvtier.hashing import GOLDEN, PRIME_2
 from kvtier.jit import jit, jit_inline
 from kvtier.pages import I64, U64
 
@@ -30,8 +31,6 @@ LOCAL_LENGTH: Final = np.uint64(2 << 32)
 _ROWS_MIN: Final = 64
 _PAGE_BITS: Final = np.uint64(32)
 _LOW_HALF: Final = np.uint64(0xFFFF_FFFF)
-_GOLDEN: Final = np.uint64(0x9E37_79B9_7F4A_7C15)
-_FACTOR: Final = np.uint64(0xC2B2_AE3D_27D4_EB4F)
 _ONE: Final = np.uint64(1)
 _ZERO: Final = np.uint64(0)
 
@@ -194,7 +193,7 @@ class UnopenedObjects:
 @jit_inline
 def home_of(key: np.uint64, mask: int) -> int:
     """The row in which a key is looked for first; ``mask`` is an i64."""
-    return int(np.int64((key * _GOLDEN) >> _PAGE_BITS)) & mask
+    return int(np.int64((key * GOLDEN) >> _PAGE_BITS)) & mask
 
 
 @jit
@@ -267,4 +266,4 @@ def remove(table: U64, object_id: np.uint64) -> int:
 @jit_inline
 def identity_word(first: np.uint64, second: np.uint64, version: np.uint64) -> np.uint64:
     """One word for a fingerprint and a version; different ones differ but for one in 2^64."""
-    return (first + second * _FACTOR) ^ (version * _GOLDEN)
+    return (first + second * PRIME_2) ^ (version * GOLDEN)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtier.errors import LimitError
+from kvtier.hashing import GOLDEN
 from kvtier.jit import jit, jit_inline
 from kvtier.pages import I64, U64
 from kvtier.rows import as_column
@@ -19,7 +20,6 @@ from kvtier.rows import as_column
 CARRIER_MAX: Final = (1 << 31) - 1
 POSITION_MAX: Final = (1 << 32) - 1
 
-_GOLDEN: Final = np.uint64(0x9E37_79B9_7F4A_7C15)
 _FREE: Final = np.uint64(0)
 _HIGH_HALF: Final = np.uint64(32)
 _LOW_HALF: Final = np.uint64(POSITION_MAX)
@@ -135,9 +135,7 @@ def _home(entries: Entries, page_id: np.uint64) -> int:
     Fibonacci hashing (Knuth, TAOCP 3, 6.4), its high bits taken by a multiplication: it spreads
     the neighbouring ids of an object evenly.
     """
-    return int(
-        np.int64(((page_id * _GOLDEN) >> _HIGH_HALF) * np.uint64(len(entries)) >> _HIGH_HALF)
-    )
+    return int(np.int64(((page_id * GOLDEN) >> _HIGH_HALF) * np.uint64(len(entries)) >> _HIGH_HALF))
 
 
 @jit_inline

@@ -13,13 +13,13 @@ from typing import Final
 
 import numpy as np
 
+from kvtier.hashing import GOLDEN
 from kvtier.jit import jit, jit_inline
 from kvtier.pages import I64, U8, U32, U64, Bool
 from kvtier.rows import as_column, call_spans, select_rows
 
 WORD_BYTES: Final = 8
 
-_GOLDEN: Final = np.uint64(0x9E37_79B9_7F4A_7C15)
 _FACTOR_1: Final = np.uint64(0xBF58_476D_1CE4_E5B9)
 _FACTOR_2: Final = np.uint64(0x94D0_49BB_1331_11EB)
 _BITS_30: Final = np.uint64(30)
@@ -107,7 +107,7 @@ def _mix_starts(fingerprints: U64, pages: U64, starts: U64) -> None:
     # Mixed twice, so that neither neighbouring pages nor neighbouring fingerprints give streams
     # that are shifted copies of each other.
     for at in range(starts.size):
-        starts[at] = _mix(_mix(fingerprints[at] + _GOLDEN) ^ (pages[at] * _GOLDEN))
+        starts[at] = _mix(_mix(fingerprints[at] + GOLDEN) ^ (pages[at] * GOLDEN))
 
 
 @jit
@@ -115,7 +115,7 @@ def _fill(words: U64, index: I64, starts: U64, first: int, last: int) -> None:
     for at in range(first, last):
         row = index[at]
         for word in range(words.shape[1]):
-            words[row, word] = _mix(starts[at] + np.uint64(word) * _GOLDEN)
+            words[row, word] = _mix(starts[at] + np.uint64(word) * GOLDEN)
 
 
 @jit
@@ -125,5 +125,5 @@ def _check(words: U64, index: I64, starts: U64, matches: Bool, first: int, last:
         difference = np.uint64(0)
         for word in range(words.shape[1]):
             # Gathered, not branched on: this loop compiles to vectors.
-            difference |= words[row, word] ^ _mix(starts[at] + np.uint64(word) * _GOLDEN)
+            difference |= words[row, word] ^ _mix(starts[at] + np.uint64(word) * GOLDEN)
         matches[at] = difference == np.uint64(0)

@@ -7,13 +7,12 @@ from typing import Final, TypeAlias
 import numpy as np
 
 from kvtier.chain.second_touch import SecondTouch
+from kvtier.hashing import GOLDEN, U64_MASK
 from kvtier.pages import U64, Bool
 
 AdmissionRule: TypeAlias = float | SecondTouch
 """A share of the missed pages, 0 to 1, or those that were missed before."""
 
-_GOLDEN: Final = 0x9E37_79B9_7F4A_7C15
-_U64: Final = (1 << 64) - 1
 _HIGH_HALF: Final = np.uint64(32)
 
 
@@ -28,8 +27,7 @@ def admitted(page_ids: U64, epoch: int, rule: AdmissionRule) -> Bool | None:
         return rule.remembered(page_ids)
     if rule >= 1.0:
         return None
-    golden = np.uint64(_GOLDEN)
-    key = (page_ids ^ np.uint64((epoch * _GOLDEN) & _U64)) * golden
+    key = (page_ids ^ np.uint64((epoch * int(GOLDEN)) & U64_MASK)) * GOLDEN
     key ^= key >> _HIGH_HALF
-    key *= golden
+    key *= GOLDEN
     return (key >> _HIGH_HALF) < np.uint64(int(rule * (1 << 32)))

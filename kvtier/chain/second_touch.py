@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 
+from kvtier.hashing import GOLDEN, U64_MASK
 from kvtier.jit import jit, jit_inline
 from kvtier.pages import U8, U32, U64, Bool, Misses, PageState
 
@@ -18,9 +19,6 @@ WAYS: Final = 8
 """Tags of a set: half a cache line."""
 
 _SETS_MAX: Final = (1 << 32) - 1
-_GOLDEN: Final = 0x9E37_79B9_7F4A_7C15
-_U64: Final = (1 << 64) - 1
-_FACTOR: Final = np.uint64(_GOLDEN)
 _HALF: Final = np.uint64(32)
 _LOW_HALF: Final = np.uint64(0xFFFF_FFFF)
 _FREE: Final = np.uint32(0)
@@ -44,7 +42,7 @@ class SecondTouch:
 
     def __init__(self, slots: int, seed: int) -> None:
         self._tags = np.zeros((min(max(1, slots // WAYS), _SETS_MAX), WAYS), np.uint32)
-        self._seed = np.uint64((seed + 1) * _GOLDEN & _U64)
+        self._seed = np.uint64((seed + 1) * int(GOLDEN) & U64_MASK)
         # Compiled now, not inside the first request.
         none = np.empty(0, np.uint64)
         _remembered(self._tags, none, self._seed, np.empty(0, np.bool_))
@@ -64,9 +62,9 @@ class SecondTouch:
 @jit_inline
 def _hash(page_id: np.uint64, seed: np.uint64) -> np.uint64:
     """Two rounds of Fibonacci hashing (Knuth vol. 3, 6.4)."""
-    word = (page_id ^ seed) * _FACTOR
+    word = (page_id ^ seed) * GOLDEN
     word ^= word >> _HALF
-    word *= _FACTOR
+    word *= GOLDEN
     return word ^ (word >> _HALF)
 
 

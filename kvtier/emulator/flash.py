@@ -28,7 +28,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from kvtier.errors import LimitError, SettingsError
-from kvtier.index.hashing import fmix64, seed_word, set_of
+from kvtier.hashing import fmix64, seed_word, set_of
 from kvtier.jit import jit, jit_inline
 from kvtier.pages import I64, U64, check_page_bytes
 from kvtier.rows import as_column

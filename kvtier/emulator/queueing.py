@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtier.emulator.station import Work
-from kvtier.index.hashing import fmix64, seed_word
+from kvtier.hashing import fmix64, seed_word
 from kvtier.jit import jit, jit_inline
 from kvtier.pages import I64
 from kvtier.settings import DeviceModel

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from kvtier.folding import number_leaders
+from kvtier.hashing import seed_word
 from kvtier.index import kernels
 from kvtier.index.epochs import STAMP_MAX, base_for
-from kvtier.index.hashing import seed_word
 from kvtier.index.interface import IndexSnapshot, check_pending, hint_column, sets_for
 from kvtier.index.kernels import SlotTable
 from kvtier.pages import I64, U32, U64, Bool, LookupResult, Misses, all_hit

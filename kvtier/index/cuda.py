@@ -15,8 +15,8 @@ import numpy as np
 from kvtier.cuda import CudaKernels
 from kvtier.folding import number_leaders
 from kvtier.gpu import Array, DeviceHits, Kernels
+from kvtier.hashing import seed_word
 from kvtier.index.epochs import STAMP_MAX, base_for
-from kvtier.index.hashing import seed_word
 from kvtier.index.interface import IndexSnapshot, check_pending, sets_for
 from kvtier.pages import I64, LookupResult, Misses, all_hit
 

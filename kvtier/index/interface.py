@@ -36,7 +36,7 @@ class PageIndex(Protocol):
     """Which page lies in which slot: set-associative, batched, deterministic.
 
     Slot ``s`` is way ``s % ways`` of set ``s // ways``; a page can only lie in the set of its hash
-    (:mod:`kvtier.index.hashing`). Every engine gives the same answers, slot by slot, for the same
+    (:mod:`kvtier.hashing`). Every engine gives the same answers, slot by slot, for the same
     calls. An index has one owner: its calls must not overlap.
     """
 

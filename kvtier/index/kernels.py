@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from kvtier.index.hashing import fmix64, set_of
+from kvtier.hashing import fmix64, set_of
 from kvtier.index.prefetch import prefetch
 from kvtier.jit import jit, jit_inline
 from kvtier.pages import I64, U8, U32, U64, Bool, PageState

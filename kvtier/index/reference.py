@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kvtier.hashing import fmix64_int, seed_word
 from kvtier.index.epochs import base_for
-from kvtier.index.hashing import fmix64_int, seed_word
 from kvtier.index.interface import IndexSnapshot, check_pending, hint_column, sets_for
 from kvtier.pages import I64, U32, U64, Bool, LookupResult, Misses, PageState
 from kvtier.rows import as_column

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvtier.errors import SettingsError
-from kvtier.index.hashing import fmix64_int, seed_word
+from kvtier.hashing import fmix64_int, seed_word
 from kvtier.settings import Settings, Spread, gpus_of
 from kvtier.trace import PageRequest, PageTrace, Request, RequestTrace
 

@@ -7,9 +7,9 @@ from typing import Final
 
 import numpy as np
 
+from kvtier.hashing import GOLDEN
 from kvtier.pages import U8, U64
 
-_GOLDEN: Final = np.uint64(0x9E37_79B9_7F4A_7C15)
 _MIX_1: Final = np.uint64(0xBF58_476D_1CE4_E5B9)
 _MIX_2: Final = np.uint64(0x94D0_49BB_1331_11EB)
 
@@ -28,8 +28,8 @@ def make_pages(key: bytes, generation: int, count: int, page_bytes: int) -> U8:
     """
     seed = np.uint64((zlib.crc32(key) << 32 | generation & 0xFFFF_FFFF) & (1 << 64) - 1)
     words = np.arange(page_bytes // 8, dtype=np.uint64)
-    pages = _mix(seed + np.arange(count, dtype=np.uint64) * _GOLDEN)
-    return _mix(pages[:, None] + words * _GOLDEN).view(np.uint8)
+    pages = _mix(seed + np.arange(count, dtype=np.uint64) * GOLDEN)
+    return _mix(pages[:, None] + words * GOLDEN).view(np.uint8)
 
 
 def _mix(words: U64) -> U64:

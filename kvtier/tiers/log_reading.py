@@ -6,6 +6,7 @@ from typing import Final
 
 import numpy as np
 
+from kvtier.hashing import GOLDEN, PRIME_1, PRIME_2, PRIME_3
 from kvtier.identities import FINGERPRINT, VERSION, find_one, identity_word
 from kvtier.jit import jit
 from kvtier.pages import I64, U8, U64, Bool, PageStatus
@@ -27,10 +28,6 @@ STATE: Final = 7
 
 _PAGE_BITS: Final = np.uint64(32)
 _PAGE_MASK: Final = np.uint64(0xFFFF_FFFF)
-_PRIME_1: Final = np.uint64(0x9E37_79B1_85EB_CA87)
-_PRIME_2: Final = np.uint64(0xC2B2_AE3D_27D4_EB4F)
-_PRIME_3: Final = np.uint64(0x1656_67B1_9E37_79F9)
-_GOLDEN: Final = np.uint64(0x9E37_79B9_7F4A_7C15)
 _ONE: Final = np.uint64(1)
 _OK: Final = np.uint8(PageStatus.OK)
 _FAILED: Final = np.uint8(PageStatus.FAILED)
@@ -64,11 +61,11 @@ def seed_pages(
                 table[row, FINGERPRINT], table[row, FINGERPRINT + 1], table[row, VERSION]
             )
         else:
-            word = (object_id + _ONE) * _GOLDEN
+            word = (object_id + _ONE) * GOLDEN
         location = locations[at]
-        place = np.uint64(location) + generations[location // segment_pages] * _PRIME_2
-        page = word + (page_ids[at] & _PAGE_MASK) * _PRIME_1
-        seeds[at] = page ^ (place * _PRIME_3 + file_word)
+        place = np.uint64(location) + generations[location // segment_pages] * PRIME_2
+        page = word + (page_ids[at] & _PAGE_MASK) * PRIME_1
+        seeds[at] = page ^ (place * PRIME_3 + file_word)
         known[at] = row >= 0
 
 

@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 
+from kvtier.hashing import GOLDEN
 from kvtier.jit import jit
 from kvtier.pages import U64, Bool
 
@@ -18,7 +19,6 @@ _SLOTS_MIN: Final = 1 << 12
 _CHUNK_IDS: Final = 1 << 17
 """Ids inserted by one compiled call, so that it returns within milliseconds."""
 
-_GOLDEN: Final = np.uint64(0x9E37_79B9_7F4A_7C15)
 _ONE: Final = np.uint64(1)
 
 
@@ -74,7 +74,7 @@ def insert_ids(slots: U64, used: Bool, shift: np.uint64, ids: U64, fresh: Bool) 
     mask = np.uint64(len(slots) - 1)
     added = 0
     for i in range(len(ids)):
-        slot = (ids[i] * _GOLDEN) >> shift
+        slot = (ids[i] * GOLDEN) >> shift
         while used[slot] and slots[slot] != ids[i]:
             slot = (slot + _ONE) & mask
         fresh[i] = not used[slot]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kvtier.emulator.flash import NOW_NS_MAX, FlashCounts, FlashQueues
 from kvtier.errors import LimitError, SettingsError
-from kvtier.index.hashing import U64_MASK, fmix64_int, seed_word
+from kvtier.hashing import U64_MASK, fmix64_int, seed_word
 from kvtier.jit import JIT_DISABLED
 from kvtier.pages import I64, U64, Bool
 from kvtier.ssd import PLANES_MAX, SsdModel

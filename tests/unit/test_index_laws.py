@@ -6,8 +6,8 @@ from index_engines import ENGINES
 from index_engines import open_index_by_row as open_index
 
 from kvtier.errors import SettingsError
+from kvtier.hashing import fmix64_int, seed_word
 from kvtier.index import PageIndex, create_index
-from kvtier.index.hashing import fmix64_int, seed_word
 from kvtier.pages import I64, U64, PageState
 
 EMPTY, PENDING, VALID = PageState.EMPTY, PageState.PENDING, PageState.VALID

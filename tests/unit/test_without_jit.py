@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 NAMES = (
     "index_laws",
     "index_epochs",
-    "index_hashing",
+    "hashing",
     "rows",
     "checksum",
     "pattern",

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtier.index.hashing import fmix64, fmix64_int, seed_word, set_of
+from kvtier.hashing import fmix64, fmix64_int, seed_word, set_of
 from kvtier.pages import SETS_MAX
 
 words = st.integers(0, 2**64 - 1)
