@@ -11,7 +11,7 @@ from typing import Any, Final
 from kvtier.calibration.measuring import BURST_RATIO, DEPTHS, Measured, Throttle
 from kvtier.calibration.prediction import ROUNDS, predict
 from kvtier.settings import DeviceModel
-from kvtier.settings.checks import TAIL_RATIO_MAX
+from kvtier.settings.models import TAIL_RATIO_MAX
 
 _TAIL_WEIGHT: Final = 0.25
 """Of the logarithm of a 99th percentile beside that of a rate: it varies about twice as much."""

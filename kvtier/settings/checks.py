@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields
-from typing import Final, NamedTuple, get_args
+from typing import Final, get_args
 
 from kvtier.errors import SettingsError
 from kvtier.pages import SETS_MAX, check_page_bytes
@@ -14,12 +13,12 @@ from kvtier.settings.compute import COMPUTE_PRESETS, ComputeSettings
 from kvtier.settings.faults import fault_problems
 from kvtier.settings.gpus import gpu_problems, gpus_of
 from kvtier.settings.keys import toml_key
-from kvtier.settings.presets import flash_model
+from kvtier.settings.models import model_problems
+from kvtier.settings.problems import COUNT_MAX, Problem, given_outside, outside
 from kvtier.settings.resilience import resilience_problems
 from kvtier.settings.serve import serve_problems
 from kvtier.settings.values import (
     ChainSettings,
-    DeviceModel,
     HostSettings,
     OriginSettings,
     ReplaySettings,
@@ -28,14 +27,10 @@ from kvtier.settings.values import (
     TierSettings,
 )
 from kvtier.settings.ways import way_problems
-from kvtier.ssd import PLANES_MAX
 from kvtier.units import format_bytes, format_rate, format_seconds
 
 TIER_ORDER: Final[tuple[TierName, ...]] = get_args(TierName)
 WAYS: Final = (8, 16, 32)
-
-TAIL_RATIO_MAX: Final = 1000
-"""How much longer the 99th percentile of a latency may be than its median."""
 
 SEGMENT_MIN: Final = 1 << 20
 SEGMENT_MAX: Final = 1 << 30
@@ -51,16 +46,6 @@ _OF_FILES: Final = (
     *("path", "paths", "stripe_bytes", "rebuild"),
     *("write_buffer_bytes", "segment_bytes", "faults"),
 )
-
-_COUNT_MAX: Final = (1 << 31) - 1
-"""Bound of every count of pages or requests: far above use, and arithmetic on it stays in i64."""
-
-
-class Problem(NamedTuple):
-    """What is wrong: the dotted key as a TOML file has it, and a sentence that begins with it."""
-
-    key: str
-    sentence: str
 
 
 def validate(settings: Settings) -> None:
@@ -79,16 +64,15 @@ def find_problems(settings: Settings) -> Iterator[Problem]:
         check_page_bytes(settings.page_bytes)
     except SettingsError as error:
         yield Problem("page_bytes", str(error))
-    yield from _outside("seed", settings.seed, 0, (1 << 64) - 1)
+    yield from outside("seed", settings.seed, 0, (1 << 64) - 1)
     yield from _level_problems(settings)
     for tier in settings.tiers:
         yield from _tier_problems(tier, settings.page_bytes)
     if settings.origin is not None:
         yield from _extent_problems("origin", settings.origin)
         if settings.origin.latency is not None:
-            yield from _model_problems("origin.latency", settings.origin.latency)
-        found = resilience_problems("origin.resilience", settings.origin.resilience)
-        yield from (Problem(*one) for one in found)
+            yield from model_problems("origin.latency", settings.origin.latency)
+        yield from resilience_problems("origin.resilience", settings.origin.resilience)
     yield from _replay_problems(settings.replay)
     yield from _chain_problems(settings.chain)
     yield from _buffer_problems(settings)
@@ -99,8 +83,7 @@ def find_problems(settings: Settings) -> Iterator[Problem]:
         yield from _serving_problems(settings)
     if settings.host is not None:
         yield from _host_problems(settings.host)
-    for finding in serve_problems(settings.serve, settings.page_bytes):
-        yield Problem(*finding)
+    yield from serve_problems(settings.serve, settings.page_bytes)
 
 
 def _level_problems(settings: Settings) -> Iterator[Problem]:
@@ -154,20 +137,20 @@ def _tier_problems(tier: TierSettings, page_bytes: int) -> Iterator[Problem]:
             f"at least, {tier.ways} pages of {format_bytes(page_bytes)}",
         )
     if not isinstance(tier.admit, str):
-        yield from _outside(f"{prefix}.admit", tier.admit, 0, 1)
+        yield from outside(f"{prefix}.admit", tier.admit, 0, 1)
     if tier.write_limit_bytes_per_s is not None:
         key = f"{prefix}.write_limit"
         if tier.name != "nvme":
             yield Problem(key, f"{key}: only the nvme tier has a device that wears out")
-        yield from _outside(key, tier.write_limit_bytes_per_s, 1, 1e18, format_rate)
-    yield from _outside(f"{prefix}.queue_depth", tier.queue_depth, 1, 1024)
-    yield from _outside(
+        yield from outside(key, tier.write_limit_bytes_per_s, 1, 1e18, format_rate)
+    yield from outside(f"{prefix}.queue_depth", tier.queue_depth, 1, 1024)
+    yield from outside(
         f"{prefix}.write_buffer", tier.write_buffer_bytes, 0, WRITE_BUFFER_MAX, format_bytes
     )
-    yield from _outside(
+    yield from outside(
         f"{prefix}.segment", tier.segment_bytes, SEGMENT_MIN, SEGMENT_MAX, format_bytes
     )
-    yield from _outside(f"{prefix}.stripe", tier.stripe_bytes, STRIPE_MIN, 1 << 30, format_bytes)
+    yield from outside(f"{prefix}.stripe", tier.stripe_bytes, STRIPE_MIN, 1 << 30, format_bytes)
     yield from _file_problems(prefix, tier)
     yield from _extent_problems(prefix, tier)
 
@@ -190,119 +173,39 @@ def _file_problems(prefix: str, tier: TierSettings) -> Iterator[Problem]:
                 f"{prefix}.paths", f"{prefix}.paths names {path} twice: name each file once"
             )
     if tier.faults is not None:
-        yield from (Problem(*one) for one in fault_problems(f"{prefix}.faults", tier.faults))
+        yield from fault_problems(f"{prefix}.faults", tier.faults)
 
 
 def _extent_problems(prefix: str, level: TierSettings | OriginSettings) -> Iterator[Problem]:
-    yield from _outside(f"{prefix}.merge_gap_pages", level.merge_gap_pages, 0, _COUNT_MAX)
-    yield from _outside(f"{prefix}.extent_pages_max", level.extent_pages_max, 1, _COUNT_MAX)
+    yield from outside(f"{prefix}.merge_gap_pages", level.merge_gap_pages, 0, COUNT_MAX)
+    yield from outside(f"{prefix}.extent_pages_max", level.extent_pages_max, 1, COUNT_MAX)
     if level.model is not None:
-        yield from _model_problems(f"{prefix}.model", level.model)
-
-
-def _model_problems(prefix: str, model: DeviceModel) -> Iterator[Problem]:
-    yield from _outside(f"{prefix}.latency", model.latency_s, 0, 3600, format_seconds)
-    yield from _outside(f"{prefix}.iops", model.iops, 1, 1e15)
-    yield from _outside(f"{prefix}.bandwidth", model.bytes_per_s, 1, 1e18, format_rate)
-    yield from _outside(f"{prefix}.devices", model.devices, 1, 1_000_000)
-    yield from _flash_problems(prefix, model)
-    yield from _tail_problems(prefix, model)
-    yield from _throttle_problems(prefix, model)
-    yield from _given_outside(f"{prefix}.batch", model.batch, 1, _COUNT_MAX)
-    yield from _given_outside(
-        f"{prefix}.write_latency", model.write_latency_s, 0, 3600, format_seconds
-    )
-    yield from _given_outside(f"{prefix}.write_iops", model.write_iops, 1, 1e15)
-    yield from _given_outside(
-        f"{prefix}.write_bandwidth", model.write_bytes_per_s, 1, 1e18, format_rate
-    )
-
-
-def _flash_problems(prefix: str, model: DeviceModel) -> Iterator[Problem]:
-    """A drive that is built of flash has its figures from there, and is told of no others."""
-    if model.flash is None:
-        return
-    built = flash_model(model.flash)
-    for field in fields(DeviceModel):
-        if field.name in ("flash", "preset", "devices"):
-            continue
-        if getattr(model, field.name) != getattr(built, field.name):
-            key = f"{prefix}.{toml_key(field.name)}"
-            yield Problem(
-                key,
-                f"{key} is of no effect on a flash drive, which follows from how it is built: "
-                f"leave it out, change {prefix}.flash, or give no flash",
-            )
-    drives_max = PLANES_MAX // model.flash.planes
-    if model.devices > drives_max:
-        yield Problem(
-            f"{prefix}.devices",
-            f"{prefix}.devices is {model.devices}: it must be 1 to {drives_max}, for each of these "
-            f"flash drives has {model.flash.planes} planes",
-        )
-
-
-def _tail_problems(prefix: str, model: DeviceModel) -> Iterator[Problem]:
-    if model.tail_latency_s is None:
-        return
-    key = f"{prefix}.tail_latency"
-    if model.latency_s == 0:
-        yield Problem(key, f"{key}: a latency of 0 has no tail; raise {prefix}.latency")
-    else:
-        most_s = TAIL_RATIO_MAX * model.latency_s
-        yield from _outside(key, model.tail_latency_s, model.latency_s, most_s, format_seconds)
-
-
-def _throttle_problems(prefix: str, model: DeviceModel) -> Iterator[Problem]:
-    if model.sustained_iops is None:
-        for name, value in (("burst", model.burst), ("refill", model.refill_s)):
-            if value is not None:
-                key = f"{prefix}.{name}"
-                yield Problem(key, f"{key} is of a throttle: give {prefix}.sustained_iops too")
-        return
-    yield from _outside(f"{prefix}.sustained_iops", model.sustained_iops, 1, 1e15)
-    yield from _given_outside(f"{prefix}.burst", model.burst, 1, _COUNT_MAX)
-    yield from _given_outside(f"{prefix}.refill", model.refill_s, 1e-6, 3600, format_seconds)
-    if model.refill_s is None:
-        return
-    step = model.sustained_iops * model.refill_s
-    if step > _COUNT_MAX:
-        yield Problem(
-            f"{prefix}.refill",
-            f"{prefix}.refill is {format_seconds(model.refill_s)}: a step of {step:.3g} operations "
-            f"at {prefix}.sustained_iops is more than {_COUNT_MAX}; lower one of the two",
-        )
-    elif model.burst is not None and model.burst < math.floor(step):
-        yield Problem(
-            f"{prefix}.burst",
-            f"{prefix}.burst is {model.burst}: it must hold one step of the throttle, "
-            f"{math.floor(step)} operations (sustained_iops x refill); raise it or leave it out",
-        )
+        yield from model_problems(f"{prefix}.model", level.model)
 
 
 def _replay_problems(replay: ReplaySettings) -> Iterator[Problem]:
-    yield from _outside("replay.concurrency", replay.concurrency, 1, _COUNT_MAX)
-    yield from _outside("replay.pages_per_block", replay.pages_per_block, 0, _COUNT_MAX)
-    yield from _outside("replay.verify_share", replay.verify_share, 0, 1)
-    yield from _outside(
+    yield from outside("replay.concurrency", replay.concurrency, 1, COUNT_MAX)
+    yield from outside("replay.pages_per_block", replay.pages_per_block, 0, COUNT_MAX)
+    yield from outside("replay.verify_share", replay.verify_share, 0, 1)
+    yield from outside(
         "replay.series_interval", replay.series_interval_s, 1e-6, 86_400, format_seconds
     )
-    yield from _given_outside("replay.compute", replay.compute_s, 0, 3600, format_seconds)
-    yield from _outside("replay.tick", replay.tick_s, 0, 3600, format_seconds)
-    yield from _outside("replay.speed", replay.speed, 1e-6, 1e9)
+    yield from given_outside("replay.compute", replay.compute_s, 0, 3600, format_seconds)
+    yield from outside("replay.tick", replay.tick_s, 0, 3600, format_seconds)
+    yield from outside("replay.speed", replay.speed, 1e-6, 1e9)
 
 
 def _compute_problems(compute: ComputeSettings) -> Iterator[Problem]:
     if compute.preset not in COMPUTE_PRESETS:
         known = ", ".join(COMPUTE_PRESETS)
         yield Problem("compute.preset", f"compute.preset is {compute.preset!r}: one of {known}")
-    yield from _outside("compute.flops", compute.flops, 1e12, 1e21)
-    yield from _outside("compute.bandwidth", compute.bytes_per_s, 1e9, 1e18, format_rate)
-    yield from _outside("compute.memory", compute.memory_bytes, 1, 1 << 50, format_bytes)
-    yield from _outside("compute.devices", compute.devices, 1, 1_000_000)
-    yield from _outside("compute.efficiency", compute.efficiency, 0.01, 1)
-    yield from _outside("compute.batch_tokens_max", compute.batch_tokens_max, 1, 1 << 24)
-    yield from _given_outside(
+    yield from outside("compute.flops", compute.flops, 1e12, 1e21)
+    yield from outside("compute.bandwidth", compute.bytes_per_s, 1e9, 1e18, format_rate)
+    yield from outside("compute.memory", compute.memory_bytes, 1, 1 << 50, format_bytes)
+    yield from outside("compute.devices", compute.devices, 1, 1_000_000)
+    yield from outside("compute.efficiency", compute.efficiency, 0.01, 1)
+    yield from outside("compute.batch_tokens_max", compute.batch_tokens_max, 1, 1 << 24)
+    yield from given_outside(
         "compute.kv_capacity", compute.kv_capacity_bytes, 1, 1 << 60, format_bytes
     )
 
@@ -339,10 +242,10 @@ def _serving_problems(settings: Settings) -> Iterator[Problem]:
 
 
 def _chain_problems(chain: ChainSettings) -> Iterator[Problem]:
-    yield from _outside("chain.batch_pages_max", chain.batch_pages_max, 1, _COUNT_MAX)
-    yield from _outside("chain.inflight_pages_max", chain.inflight_pages_max, 1, _COUNT_MAX)
-    yield from _outside("chain.device_batch_pages", chain.device_batch_pages, 1, _COUNT_MAX)
-    yield from _outside("chain.objects_max", chain.objects_max, 1, (1 << 32) - 1)
+    yield from outside("chain.batch_pages_max", chain.batch_pages_max, 1, COUNT_MAX)
+    yield from outside("chain.inflight_pages_max", chain.inflight_pages_max, 1, COUNT_MAX)
+    yield from outside("chain.device_batch_pages", chain.device_batch_pages, 1, COUNT_MAX)
+    yield from outside("chain.objects_max", chain.objects_max, 1, (1 << 32) - 1)
     if chain.inflight_pages_max < chain.batch_pages_max:
         yield Problem(
             "chain.inflight_pages_max",
@@ -356,10 +259,10 @@ def _topology_problems(settings: Settings) -> Iterator[Problem]:
     topology = settings.topology
     assert topology is not None
     for link in topology.links:
-        yield from _model_problems(f"topology.links.{link.name}.model", link.model)
+        yield from model_problems(f"topology.links.{link.name}.model", link.model)
     if topology.issue is not None:
-        yield from _model_problems("topology.issue", topology.issue)
-    yield from (Problem(*finding) for finding in gpu_problems(topology))
+        yield from model_problems("topology.issue", topology.issue)
+    yield from gpu_problems(topology)
     known = (*TIER_ORDER, "origin")
     for name in topology.places:
         if name not in known:
@@ -370,13 +273,13 @@ def _topology_problems(settings: Settings) -> Iterator[Problem]:
             )
     levels = [tier.name for tier in settings.tiers]
     there = levels if settings.origin is None else [*levels, "origin"]
-    yield from (Problem(*finding) for finding in way_problems(topology, there))
+    yield from way_problems(topology, there)
 
 
 def _host_problems(host: HostSettings) -> Iterator[Problem]:
     for field in fields(host):
         key = f"host.{field.name.removesuffix('_s')}"
-        yield from _outside(key, getattr(host, field.name), 0, 3600, format_seconds)
+        yield from outside(key, getattr(host, field.name), 0, 3600, format_seconds)
 
 
 def _buffer_problems(settings: Settings) -> Iterator[Problem]:
@@ -402,22 +305,6 @@ def _buffer_problems(settings: Settings) -> Iterator[Problem]:
             f"{chain.device_batch_pages} pages, {format_bytes(needed_bytes)}; raise it or lower "
             "chain.device_batch_pages",
         )
-
-
-def _outside(
-    key: str, value: float, low: float, high: float, show: Callable[[float], str] = str
-) -> Iterator[Problem]:
-    """A problem unless ``low <= value <= high``; not a number is outside."""
-    if not low <= value <= high:
-        yield Problem(key, f"{key} is {show(value)}: it must be from {show(low)} to {show(high)}")
-
-
-def _given_outside(
-    key: str, value: float | None, low: float, high: float, show: Callable[[float], str] = str
-) -> Iterator[Problem]:
-    """As :func:`_outside`, of what may be left out."""
-    if value is not None:
-        yield from _outside(key, value, low, high, show)
 
 
 def _listed(names: list[TierName] | tuple[TierName, ...]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Final
 
+from kvtier.settings.problems import Problem, outside
 from kvtier.units import format_seconds
 
 _DELAY_MAX_S: Final = 3600.0
@@ -70,23 +71,18 @@ class FaultSettings:
     writes: WriteFaultSettings = WriteFaultSettings()
 
 
-def fault_problems(prefix: str, faults: FaultSettings) -> Iterator[tuple[str, str]]:
+def fault_problems(prefix: str, faults: FaultSettings) -> Iterator[Problem]:
     """Dotted keys that are out of range, each with a sentence that begins with it."""
-    if not 0 <= faults.seed <= _SEED_MAX:
-        yield _outside(f"{prefix}.seed", str(faults.seed), "0", str(_SEED_MAX))
-    if not 0 <= faults.delay_share <= 1:
-        yield _outside(f"{prefix}.delay_share", str(faults.delay_share), "0", "1")
-    if not 0 <= faults.delay_s <= _DELAY_MAX_S:
-        shown = (format_seconds(value) for value in (faults.delay_s, 0, _DELAY_MAX_S))
-        yield _outside(f"{prefix}.delay", *shown)
+    yield from outside(f"{prefix}.seed", faults.seed, 0, _SEED_MAX)
+    yield from outside(f"{prefix}.delay_share", faults.delay_share, 0, 1)
+    yield from outside(f"{prefix}.delay", faults.delay_s, 0, _DELAY_MAX_S, format_seconds)
     for name in ("reads", "writes"):
         shares = shares_of(getattr(faults, name))
         for kind, share in shares.items():
-            if not 0 <= share <= 1:
-                yield _outside(f"{prefix}.{name}.{kind}_share", str(share), "0", "1")
+            yield from outside(f"{prefix}.{name}.{kind}_share", share, 0, 1)
         if sum(shares.values()) > 1 + 1e-9:
             key = f"{prefix}.{name}"
-            yield (
+            yield Problem(
                 key,
                 f"{key}: its shares add up to {sum(shares.values()):g}: they must be 1 at most, "
                 "for an operation has one fault at most",
@@ -98,7 +94,3 @@ def shares_of(kinds: ReadFaultSettings | WriteFaultSettings) -> dict[str, float]
     return {
         field.name.removesuffix("_share"): getattr(kinds, field.name) for field in fields(kinds)
     }
-
-
-def _outside(key: str, value: str, low: str, high: str) -> tuple[str, str]:
-    return key, f"{key} is {value}: it must be from {low} to {high}"

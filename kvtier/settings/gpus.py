@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from kvtier.settings.problems import Problem
 from kvtier.settings.values import IssuedBy, LinkSettings, Parts, Settings, TopologySettings
 
 GPUS_MAX: Final = 256
@@ -12,9 +13,6 @@ GPUS_MAX: Final = 256
 
 _ISSUED_BY: Final[dict[str, IssuedBy]] = {"gpu-sm": "gpu", "host-core": "host"}
 """Where that is, of which a preset gives the figures."""
-
-Finding = tuple[str, str]
-"""A dotted key, and a sentence that begins with it."""
 
 
 def gpus_of(topology: TopologySettings | None) -> tuple[str, ...]:
@@ -55,54 +53,60 @@ def issued_by(topology: TopologySettings) -> IssuedBy:
     return topology.issue_by or _ISSUED_BY.get(topology.issue.preset, "host")
 
 
-def gpu_problems(topology: TopologySettings) -> Iterator[Finding]:
+def gpu_problems(topology: TopologySettings) -> Iterator[Problem]:
     """What is wrong with GPUs, and with what there is one of for each."""
     key = "topology.gpus"
     if topology.gpus and topology.gpu != TopologySettings().gpu:
-        yield "topology.gpu", f"topology.gpu and {key} are both there: leave one of them out"
+        yield Problem(
+            "topology.gpu", f"topology.gpu and {key} are both there: leave one of them out"
+        )
     if len(topology.gpus) > GPUS_MAX:
-        yield key, f"{key} are {len(topology.gpus)}: at most {GPUS_MAX} can be simulated"
+        yield Problem(key, f"{key} are {len(topology.gpus)}: at most {GPUS_MAX} can be simulated")
     if len(set(topology.gpus)) < len(topology.gpus):
-        yield key, f"{key}: there are two of one name; each GPU needs its own"
+        yield Problem(key, f"{key}: there are two of one name; each GPU needs its own")
     if not all(name.strip() for name in topology.gpus):
-        yield key, f"{key}: a GPU has no name; give it one"
+        yield Problem(key, f"{key}: a GPU has no name; give it one")
     yield from _place_problems(topology)
     for link in topology.links:
         yield from _end_problems(link)
     yield from _issue_problems(topology)
 
 
-def _place_problems(topology: TopologySettings) -> Iterator[Finding]:
+def _place_problems(topology: TopologySettings) -> Iterator[Problem]:
     gpus = gpus_of(topology)
     for level, place in topology.places.items():
         key = f"topology.places.{level}"
         if not isinstance(place, str) and len(place) != len(gpus):
-            yield (
+            yield Problem(
                 key,
                 f"{key} has {_counted(len(place), 'part')} for {_counted(len(gpus), 'GPU')}: give "
                 "one for each, or one part that all share, as a text",
             )
         elif level == "hbm" and len(gpus) > 1:
-            yield key, f"{key}: each of several GPUs has its own hbm beside it; leave it out"
+            yield Problem(
+                key, f"{key}: each of several GPUs has its own hbm beside it; leave it out"
+            )
 
 
-def _end_problems(link: LinkSettings) -> Iterator[Finding]:
+def _end_problems(link: LinkSettings) -> Iterator[Problem]:
     key = f"topology.links.{link.name}.between"
     ones, others = map(listed, link.between)
     if len(ones) != 1 and len(others) != 1:
-        yield key, f"{key}: both ends are several parts; one end must be a single part"
+        yield Problem(key, f"{key}: both ends are several parts; one end must be a single part")
     several = max(ones, others, key=len)
     if len(set(several)) < len(several):
-        yield key, f"{key}: an end names a part twice; a second link needs a name of its own"
+        yield Problem(
+            key, f"{key}: an end names a part twice; a second link needs a name of its own"
+        )
 
 
-def _issue_problems(topology: TopologySettings) -> Iterator[Finding]:
+def _issue_problems(topology: TopologySettings) -> Iterator[Problem]:
     key = "topology.issue_by"
     if topology.issue is None:
         if topology.issue_by is not None:
-            yield key, f"{key} is of what issues operations: give topology.issue too"
+            yield Problem(key, f"{key} is of what issues operations: give topology.issue too")
     elif len(topology.gpus) > 1 and not (topology.issue_by or topology.issue.preset in _ISSUED_BY):
-        yield (
+        yield Problem(
             key,
             f"{key} is missing: say whether each GPU has its own of topology.issue ('gpu'), or all "
             "share those of the host ('host')",

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from kvtier.settings.problems import COUNT_MAX, Problem, given_outside
 from kvtier.units import format_rate, format_seconds
 
 Applies = Literal["remote", "always", "never"]
 
 _SECONDS_MAX: Final = 3600.0
-_COUNT_MAX: Final = (1 << 31) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class ResilienceSettings:
     rate: RateSettings = RateSettings()
 
 
-def resilience_problems(prefix: str, resilience: ResilienceSettings) -> Iterator[tuple[str, str]]:
+def resilience_problems(prefix: str, resilience: ResilienceSettings) -> Iterator[Problem]:
     """Dotted keys that are out of range, each with a sentence that begins with it."""
     retry, breaker = resilience.retry, resilience.breaker
     negative, rate = resilience.negative, resilience.rate
@@ -128,43 +128,30 @@ def resilience_problems(prefix: str, resilience: ResilienceSettings) -> Iterator
         ("rate.burst", rate.burst_s, 1e-6),
     ]
     for key, value, low in seconds:
-        if value is not None and not low <= value <= _SECONDS_MAX:
-            yield _outside(
-                f"{prefix}.{key}",
-                format_seconds(value),
-                format_seconds(low),
-                format_seconds(_SECONDS_MAX),
-            )
+        yield from given_outside(f"{prefix}.{key}", value, low, _SECONDS_MAX, format_seconds)
     numbers: list[tuple[str, float | None, float, float]] = [
-        ("late_max", resilience.late_max, 0, _COUNT_MAX),
+        ("late_max", resilience.late_max, 0, COUNT_MAX),
         ("retry.attempts", retry.attempts, 1, 100),
         ("retry.budget", retry.budget, 0, 100),
         ("breaker.failure_share", breaker.failure_share, 0.01, 1),
-        ("breaker.calls_min", breaker.calls_min, 1, _COUNT_MAX),
+        ("breaker.calls_min", breaker.calls_min, 1, COUNT_MAX),
         ("breaker.probes", breaker.probes, 1, 1000),
-        ("negative.keys_max", negative.keys_max, 1, _COUNT_MAX),
+        ("negative.keys_max", negative.keys_max, 1, COUNT_MAX),
         ("rate.iops", rate.iops, 1e-3, 1e15),
-        ("rate.waiting_max", rate.waiting_max, 1, _COUNT_MAX),
+        ("rate.waiting_max", rate.waiting_max, 1, COUNT_MAX),
     ]
     for key, value, low, high in numbers:
-        if value is not None and not low <= value <= high:
-            yield _outside(f"{prefix}.{key}", str(value), f"{low:g}", f"{high:g}")
-    if rate.bytes_per_s is not None and not 1 <= rate.bytes_per_s <= 1e18:
-        key = f"{prefix}.rate.bandwidth"
-        yield _outside(key, format_rate(rate.bytes_per_s), format_rate(1), format_rate(1e18))
+        yield from given_outside(f"{prefix}.{key}", value, low, high)
+    yield from given_outside(f"{prefix}.rate.bandwidth", rate.bytes_per_s, 1, 1e18, format_rate)
     yield from _unfitting(prefix, resilience)
 
 
-def _unfitting(prefix: str, resilience: ResilienceSettings) -> Iterator[tuple[str, str]]:
+def _unfitting(prefix: str, resilience: ResilienceSettings) -> Iterator[Problem]:
     """Times that make no sense beside each other."""
     deadline_s, timeout_s = resilience.deadline_s, resilience.read_timeout_s
     if deadline_s is not None and 0 < timeout_s <= deadline_s:
-        yield (
+        yield Problem(
             f"{prefix}.deadline",
             f"{prefix}.deadline is {format_seconds(deadline_s)}: it must be less than "
             f"{prefix}.read_timeout = {format_seconds(timeout_s)}, or no late page could fill",
         )
-
-
-def _outside(key: str, value: str, low: str, high: str) -> tuple[str, str]:
-    return key, f"{key} is {value}: it must be from {low} to {high}"

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
+from kvtier.settings.problems import Problem, given_outside, outside
 from kvtier.units import format_bytes, format_seconds
-
-Finding: TypeAlias = tuple[str, str]
-"""A dotted key, and a sentence that begins with it."""
 
 _PORT_MAX: Final = 65_535
 _COUNT_MAX: Final = 1 << 20
@@ -83,35 +81,34 @@ class ServeSettings:
     idle_timeout_s: float = 600.0
 
 
-def serve_problems(serve: ServeSettings, page_bytes: int) -> Iterator[Finding]:
+def serve_problems(serve: ServeSettings, page_bytes: int) -> Iterator[Problem]:
     """What does not fit together, or is out of range."""
     if serve.token_file is not None and serve.token_env is not None:
-        yield "serve.token_env", "serve.token_env: there is a serve.token_file, too; leave one out"
+        yield Problem(
+            "serve.token_env", "serve.token_env: there is a serve.token_file, too; leave one out"
+        )
     if (serve.cert_file is None) != (serve.key_file is None):
         given, missing = ("cert", "key") if serve.key_file is None else ("key", "cert")
-        yield (
+        yield Problem(
             f"serve.{missing}_file",
             f"serve.{missing}_file is missing: serve.{given}_file needs it for TLS",
         )
     if serve.client_ca_file is not None and serve.cert_file is None:
-        yield (
+        yield Problem(
             "serve.client_ca_file",
             "serve.client_ca_file needs TLS: give serve.cert_file and serve.key_file",
         )
     for name in ("port", "metrics_port"):
         port = getattr(serve, name)
-        if port is not None and not 0 <= port <= _PORT_MAX:
-            yield f"serve.{name}", f"serve.{name} is {port}: it must be from 0 to {_PORT_MAX}"
+        yield from given_outside(f"serve.{name}", port, 0, _PORT_MAX)
     yield from _count_problems(serve)
     yield from _size_problems(serve, page_bytes)
     for name in _TIMES:
         key, value = f"serve.{name.removesuffix('_s')}", getattr(serve, name)
-        if not 0.001 <= value <= 86_400:
-            shown = format_seconds(value)
-            yield key, f"{key} is {shown}: it must be from 1 ms to {format_seconds(86_400)}"
+        yield from outside(key, value, 0.001, 86_400, format_seconds)
 
 
-def _count_problems(serve: ServeSettings) -> Iterator[Finding]:
+def _count_problems(serve: ServeSettings) -> Iterator[Problem]:
     for name in (
         "connections_max",
         "strangers_max",
@@ -121,12 +118,10 @@ def _count_problems(serve: ServeSettings) -> Iterator[Finding]:
     ):
         value = getattr(serve, name)
         most = _ITEMS_MAX if name == "batch_items_max" else _COUNT_MAX
-        if not 1 <= value <= most:
-            key = f"serve.{name}"
-            yield key, f"{key} is {value}: it must be from 1 to {most}"
+        yield from outside(f"serve.{name}", value, 1, most)
 
 
-def _size_problems(serve: ServeSettings, page_bytes: int) -> Iterator[Finding]:
+def _size_problems(serve: ServeSettings, page_bytes: int) -> Iterator[Problem]:
     for key, value, least_bytes, why in (
         ("memory", serve.memory_bytes, serve.frame_payload_bytes, "one frame_payload"),
         ("inflight", serve.inflight_bytes, page_bytes, "a page"),
@@ -136,7 +131,7 @@ def _size_problems(serve: ServeSettings, page_bytes: int) -> Iterator[Finding]:
         ("upload", serve.upload_bytes, page_bytes, "a page"),
     ):
         if value < least_bytes:
-            yield (
+            yield Problem(
                 f"serve.{key}",
                 f"serve.{key} is {format_bytes(value)}: {why} has {format_bytes(least_bytes)}",
             )
