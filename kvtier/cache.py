@@ -10,23 +10,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
 from kvtier.answers import Parts
-from kvtier.backend import ObjectBatch
 from kvtier.catalogue import Catalogue, ObjectStore
 from kvtier.chain import Chain, Read
-from kvtier.directory import ObjectDirectory, ObjectEntry
+from kvtier.directory import ObjectDirectory
 from kvtier.errors import BackendError, LimitError
 from kvtier.gpu import Array, DeviceIds, DeviceRows, PageIds, Rows
 from kvtier.gpu_memory import GpuMemory, check_page_ids
 from kvtier.lease import Lease
 from kvtier.measure import Measurements
 from kvtier.pages import I64, U8, U32, U64, Bool, PageStatus, Purpose, expand_objects
+from kvtier.publishing import Publishing, Remember
 from kvtier.settings import Settings
 
 
@@ -140,14 +140,13 @@ class TieredCache(Generic[DriverT]):
         directory: ObjectDirectory,
         origin: ObjectStore | None,
         settings: Settings,
-        remember: Callable[[Sequence[tuple[bytes, int]]], Awaitable[None]] | None = None,
+        remember: Remember | None = None,
     ) -> None:
         self._driver = driver
-        self._remember = remember
         self._catalogue = Catalogue(directory, origin, driver.invalidate)
         self._settings = settings
         self._batch_pages_max = settings.chain.batch_pages_max
-        self._writes_origin = settings.origin is not None and settings.origin.write == "through"
+        self._publishing = Publishing(self._catalogue, driver.write, settings, remember)
 
     @property
     def driver(self) -> DriverT:
@@ -215,24 +214,7 @@ class TieredCache(Generic[DriverT]):
                 may bring the old one back.
         """
         self._driver.check()
-        counts = np.asarray(page_counts, np.int64)
-        self._check_write(keys, counts, payload)
-        status = np.empty(len(keys), np.uint8)
-        ends = np.cumsum(counts)
-        start = 0
-        while start < len(keys):
-            first_row = int(ends[start] - counts[start])
-            limit = first_row + self._batch_pages_max
-            end = max(start + 1, int(np.searchsorted(ends, limit, side="right")))
-            rows = None if payload is None else payload[first_row : int(ends[end - 1])]
-            part = slice(start, end)
-            async with self._catalogue.change(keys[part]):
-                try:
-                    status[part] = await self._write_batch(tuple(keys[part]), counts[part], rows)
-                finally:
-                    await self._remember_retired()
-            start = end
-        return status
+        return await self._publishing.write(keys, np.asarray(page_counts, np.int64), payload)
 
     async def delete(self, keys: Sequence[bytes]) -> None:
         """Forget objects everywhere, at the origin too if it is written through.
@@ -243,11 +225,7 @@ class TieredCache(Generic[DriverT]):
                 bring them back.
         """
         self._driver.check()
-        async with self._catalogue.change(keys):
-            try:
-                status = await self._delete(keys)
-            finally:
-                await self._remember_retired()
+        status = await self._publishing.delete(keys)
         failed = int(np.count_nonzero(status == PageStatus.FAILED))
         if failed:
             raise BackendError(f"the origin could not delete {failed} of {len(keys)} objects")
@@ -357,76 +335,6 @@ class TieredCache(Generic[DriverT]):
         await self._driver.drain()
 
     # -- inside -------------------------------------------------------------------------------
-
-    async def _delete(self, keys: Sequence[bytes]) -> U8:
-        if self._writes_origin:
-            return await self._catalogue.delete(keys)
-        self._catalogue.remove(keys)
-        return np.zeros(len(keys), np.uint8)
-
-    async def _remember_retired(self) -> None:
-        directory = self._catalogue.directory
-        if self._remember is not None and directory.has_to_remember:
-            retired = directory.retired()
-            await self._remember(retired)
-            directory.remembered(retired)
-
-    async def _write_batch(self, keys: tuple[bytes, ...], counts: I64, payload: U8 | None) -> U8:
-        status = np.zeros(len(keys), np.uint8)
-        versions = np.zeros(len(keys), np.uint64)
-        if self._writes_origin:
-            rows = np.empty((0, 0), np.uint8) if payload is None else payload
-            batch = ObjectBatch(keys, counts.astype(np.uint32), rows)
-            result = await self._catalogue.put(batch)
-            status, versions = result.status, result.versions
-        directory = self._catalogue.directory
-        entries = [
-            directory.reserve(key, pages, version, at_origin=self._writes_origin)
-            for key, pages, version, one in zip(
-                keys, counts.tolist(), versions.tolist(), status.tolist(), strict=True
-            )
-            if one == PageStatus.OK
-        ]
-        try:
-            await self._fill_tiers(entries, status == PageStatus.OK, counts, payload)
-        except asyncio.CancelledError:
-            self._catalogue.publish(entries)  # the fills have ended all the same
-            raise
-        except BaseException:
-            for entry in entries:
-                directory.abandon(entry)
-            self._catalogue.remove(keys)
-            raise
-        self._catalogue.publish(entries)
-        return status
-
-    async def _fill_tiers(
-        self, entries: Sequence[ObjectEntry], chosen: Bool, counts: I64, payload: U8 | None
-    ) -> None:
-        ids = np.array([entry.object_id for entry in entries], np.uint32)
-        page_ids = expand_objects(ids, counts[chosen])
-        if payload is not None and not chosen.all():
-            payload = payload[np.repeat(chosen, counts)]
-        objects, size = len(entries), self._batch_pages_max
-        for start in range(0, len(page_ids), size):
-            part = slice(start, start + size)
-            part_payload = None if payload is None else payload[part]
-            await self._driver.write(page_ids[part], objects, part_payload)
-            objects = 0
-
-    def _check_write(self, keys: Sequence[bytes], counts: I64, payload: U8 | None) -> None:
-        if len(set(keys)) != len(keys) or len(counts) != len(keys):
-            raise LimitError("write: keys must be distinct, with a page count for each")
-        if len(counts) and int(counts.min()) < 1:
-            raise LimitError("write: an object has at least 1 page")
-        expected = (int(counts.sum()), self._settings.page_bytes)
-        if payload is not None and (
-            payload.shape != expected or payload.dtype != np.uint8 or not payload.flags.c_contiguous
-        ):
-            raise LimitError(
-                f"write: payload is {payload.dtype}{list(payload.shape)}: "
-                f"it must be a C-contiguous uint8{list(expected)}"
-            )
 
     def _checked_ids(self, page_ids: Array, stream: int | None) -> PageIds:
         if not isinstance(page_ids, np.ndarray):
