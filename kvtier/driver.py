@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import numpy as np
 
@@ -24,22 +24,18 @@ from kvtier.chain import (
     Fetch,
     Fill,
     Flight,
-    Lookup,
     Move,
     Read,
     Write,
 )
-from kvtier.chain.driver import Index
-from kvtier.chain.second_touch import SecondTouch
 from kvtier.clock import Clock
-from kvtier.errors import ClosedError, DeviceLostError
-from kvtier.gpu import DeviceIds, DeviceRows, PageIds, Rows
-from kvtier.index.lost import LosableIndex
+from kvtier.errors import ClosedError
+from kvtier.gpu import PageIds, Rows
 from kvtier.levels import Levels
 from kvtier.measure import measurements_by_purpose
-from kvtier.pages import I64, U8, U64, Bool, PageStatus, Purpose, all_hit
+from kvtier.pages import I64, U8, U64, PageStatus, Purpose
 from kvtier.tasks import Tasks, through_cancellation
-from kvtier.tiers import CudaTier, Tier
+from kvtier.tiers import Tier
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +84,7 @@ class AsyncDriver(ChainDriver):
         clock: Clock,
         deadline_s: float | None = None,
     ) -> None:
-        super().__init__(chain, [self._losable(tier) for tier in levels.tiers])
+        super().__init__(chain, [tier.index for tier in levels.tiers])
         self.measurements = measurements_by_purpose(len(levels))
         self.gpu_memory = levels.gpu_memory
         self._levels = levels
@@ -108,11 +104,6 @@ class AsyncDriver(ChainDriver):
         """In the chain's order."""
         return self._levels.tiers
 
-    def _losable(self, tier: Tier) -> Index:
-        return (
-            LosableIndex(tier.index, self._lose_gpu) if isinstance(tier, CudaTier) else tier.index
-        )
-
     # -- batches ------------------------------------------------------------------------------
 
     def rows(self, count: int) -> U8:
@@ -126,11 +117,7 @@ class AsyncDriver(ChainDriver):
         deadline_s: float | None = None,
         purpose: Purpose = Purpose.UNSTATED,
     ) -> U8:
-        """Read a batch into ``out`` (u8[n, page_bytes]); returns a ``PageStatus`` per page.
-
-        Of DeviceRows, an OK row is *enqueued*: it is there for what their stream does next. Rows of
-        DeviceIds are FAILED if those are lost with the GPU.
-        """
+        """Read a batch into ``out`` (u8[n, page_bytes]); returns a ``PageStatus`` per page."""
         read: Read | None = None
         try:
             async with asyncio.timeout(self._deadline_s if deadline_s is None else deadline_s):
@@ -176,22 +163,12 @@ class AsyncDriver(ChainDriver):
         """Fill the tiers with a batch and keep its epoch until ``chain.release``.
 
         Returns:
-            The read to be released, and i64[n], each page's slot in the first tier or -1; of
-            DeviceIds on the GPU, unless it is lost.
+            The read to be released, and i64[n], each page's slot in the first tier or -1.
         """
-        if isinstance(page_ids, DeviceIds):
-            await self._until_ready(page_ids)
-            page_ids = self.gpu_memory.copied(page_ids)
-        else:
-            page_ids = page_ids.copy()
-        read = await self._start(page_ids, None, held=True)
+        ids = cast("U64", page_ids).copy()
+        read = await self._start(ids, None, held=True)
         await self._finish(read)
-        if isinstance(page_ids, DeviceIds):
-            try:
-                return read, self.gpu_memory.slots(page_ids)
-            except DeviceLostError as error:
-                self._lose_gpu(error)
-        return read, self.indexes[0].peek(cast("U64", page_ids))
+        return read, self.indexes[0].peek(ids)
 
     async def write(self, page_ids: U64, objects: int, payload: U8 | None) -> None:
         """Fill the tiers with new objects' pages; ``payload`` is not read after the return."""
@@ -262,8 +239,6 @@ class AsyncDriver(ChainDriver):
             self._unyielded_pages = 0
             await asyncio.sleep(0)
         self.check()
-        if isinstance(page_ids, DeviceIds):
-            await self._until_ready(page_ids)
         if self.chain.room_pages < len(page_ids) or self._gate.locked():
             await self._find_room(page_ids)
         # The chain hands them to the index, and looks at those that missed.
@@ -281,14 +256,6 @@ class AsyncDriver(ChainDriver):
         job.settle()
         self._unyielded_pages += len(page_ids)
         return read
-
-    async def _until_ready(self, page_ids: DeviceIds) -> None:
-        """Before the tier's stream is given anything, for it would hold up everybody's lookups."""
-        try:
-            await self.gpu_memory.until_ready(page_ids)
-        except DeviceLostError as error:
-            self._lose_gpu(error)
-            raise
 
     async def _find_room(self, page_ids: PageIds) -> None:
         """Wait until the in-flight table can take what the batch will miss; first come, first."""
@@ -334,41 +301,11 @@ class AsyncDriver(ChainDriver):
 
     # -- actions ------------------------------------------------------------------------------
 
-    def look_up(self, action: Lookup) -> Iterable[Action]:
-        """As every driver does; page ids that are lost with the GPU are told to the chain."""
-        page_ids: object = action.page_ids
-        if not isinstance(page_ids, DeviceIds):
-            return super().look_up(action)
-        rows = self._jobs[action.ticket.epoch].rows
-        try:
-            if isinstance(rows, DeviceRows):
-                epochs = action.epoch, action.oldest_epoch
-                hits: Any = self.gpu_memory.tier().serve(page_ids, rows, *epochs)
-                if hits is not None:
-                    return self.chain.looked_up(action, all_hit(hits))
-            return super().look_up(action)
-        except DeviceLostError as error:
-            self._lose_gpu(error)
-            return self.chain.not_looked_up(action)
-
-    def admit(self, action: Lookup) -> Bool | None:
-        """As every driver does, wherever the page ids lie."""
-        page_ids: object = action.page_ids
-        if not isinstance(page_ids, DeviceIds):
-            return super().admit(action)
-        if action.only_resident or isinstance(action.admit, SecondTouch):
-            # What the levels below have, and what was missed before, is known to the host.
-            return self.admitted(action, self.gpu_memory.fetched(page_ids))
-        return self.gpu_memory.admitted(page_ids, action.epoch, action.admit)
-
     def copy(self, action: Copy) -> Iterable[Action]:
         """Copy pages into the caller's rows, unless it has left."""
         job = self._jobs[action.read.epoch]
         if job.rows is not None:
-            try:
-                self._levels.copy(action, job.rows)
-            except DeviceLostError as error:
-                return self._without_gpu(action, job, error)
+            self._levels.copy(action, job.rows)
             elapsed_ns = self._clock.now_ns() - job.start_ns
             measurements = self.measurements[action.read.purpose]
             measurements.served(action.level, elapsed_ns, len(action.sources))
@@ -382,11 +319,7 @@ class AsyncDriver(ChainDriver):
         if not self.tiers[action.level].in_memory:
             self._tasks.spawn(self._fill_device(action))
             return ()
-        try:
-            self._levels.fill(action, self._written(action.origin))
-        except DeviceLostError as error:
-            self._lose_gpu(error)
-            return self.chain.filled(action, np.zeros(len(action.slots), np.bool_))
+        self._levels.fill(action, self._written(action.origin))
         return self.chain.filled(action)
 
     def fetch(self, action: Fetch) -> None:
@@ -446,31 +379,6 @@ class AsyncDriver(ChainDriver):
         rows = self._jobs[origin.epoch].rows
         assert isinstance(rows, np.ndarray)
         return rows
-
-    # -- the GPU, lost ------------------------------------------------------------------------
-
-    def _lose_gpu(self, error: DeviceLostError) -> None:
-        """From now on the first tier misses everything."""
-        if self.gpu_memory.lose(error):
-            index = self.indexes[0]
-            assert isinstance(index, LosableIndex)
-            index.lose()
-            self.chain.lose_memory()
-            logger.warning("hbm is lost, its pages are read from the levels below: %s", error)
-
-    def _without_gpu(self, action: Copy, job: _Job, error: DeviceLostError) -> Iterable[Action]:
-        """Rows and page ids in the GPU's memory are lost with it; others are sought below."""
-        self._lose_gpu(error)
-        if isinstance(job.rows, DeviceRows) or not isinstance(action.read.page_ids, np.ndarray):
-            return self.chain.uncopied(action, seek=False)
-        self._tasks.spawn(self._seek_below(action, job))
-        return ()
-
-    async def _seek_below(self, action: Copy, job: _Job) -> None:
-        page_ids = action.read.page_ids
-        await self._find_room(page_ids if action.rows is None else page_ids[action.rows])
-        self.perform(self.chain.uncopied(action, seek=True))
-        job.settle()
 
     # -- tasks, failures ----------------------------------------------------------------------
 

@@ -14,13 +14,14 @@ from kvtier.directory import ObjectDirectory, ObjectEntry
 from kvtier.driver import AsyncDriver
 from kvtier.errors import SettingsError
 from kvtier.gpu import Gpu
+from kvtier.gpu_driver import GpuDriver
 from kvtier.identities import Identities
 from kvtier.levels import Levels
 from kvtier.machine import check_machine
 from kvtier.origin import Origin
 from kvtier.registry import open_backend
 from kvtier.settings import Settings, validate
-from kvtier.tiers import NvmeTier, open_tier
+from kvtier.tiers import CudaTier, NvmeTier, open_tier
 from kvtier.wrappers import wrapped
 
 
@@ -102,7 +103,8 @@ async def open_cache(
             buffers=chain.buffer_count,
             buffer_pages=settings.chain.device_batch_pages,
         )
-        driver = AsyncDriver(chain, levels, settings.page_bytes, clock, deadline_s)
+        make_driver = GpuDriver if tiers and isinstance(tiers[0], CudaTier) else AsyncDriver
+        driver = make_driver(chain, levels, settings.page_bytes, clock, deadline_s)
         cache = TieredCache(
             driver, directory, origin, settings, None if kept is None else kept.retire
         )
