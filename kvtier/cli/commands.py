@@ -260,7 +260,7 @@ def _write_page(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
 
 def _flaws(result: Mapping[str, Any]) -> list[str]:
     """Why a result cannot be trusted, each as a sentence; empty for a sound one."""
-    from kvtier.report.schema import check_figures, check_sums
+    from kvtier.report.soundness import check_figures, check_sums
 
     broken, verify = check_sums(result), result["verify"]
     flaws = [f"the sums of this result do not hold: {'; '.join(broken)}"] if broken else []

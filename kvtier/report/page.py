@@ -19,8 +19,8 @@ from kvtier.report.comparison import Agreement, Line, Run, agreements, groups_of
 from kvtier.report.drawing import Plot
 from kvtier.report.json_file import STDOUT, check_target
 from kvtier.report.rows import MODEL_ROWS, NOTHING, Row, Values, find
-from kvtier.report.schema import check_figures, check_sums
 from kvtier.report.sections import Section, every_number, headline, setup
+from kvtier.report.soundness import check_figures, check_sums
 from kvtier.report.terminal import labels_of
 from kvtier.units import format_bytes
 

@@ -32,8 +32,8 @@ from kvtier.report.rows import (
     parts_of,
     percent,
 )
-from kvtier.report.schema import check_figures, check_sums, sum_rules
 from kvtier.report.sections import part_headline
+from kvtier.report.soundness import check_figures, check_sums, sum_rules
 from kvtier.units import format_bytes, format_count, format_seconds
 
 _GPUS_SHOWN: Final = 16

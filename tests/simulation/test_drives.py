@@ -33,7 +33,7 @@ from kvtier.pages import U8, PageStatus
 from kvtier.replay import replay_trace, simulate_trace
 from kvtier.report.comparison import differing_decisions
 from kvtier.report.reading import read_result
-from kvtier.report.schema import check_sums
+from kvtier.report.soundness import check_sums
 from kvtier.report.terminal import print_report
 from kvtier.server import serve
 from kvtier.settings import (

@@ -39,7 +39,7 @@ from kvtier.replay.meter import RequestMeter
 from kvtier.replay.repeated import RepeatedDrive
 from kvtier.report.comparison import agreements, differing_decisions, groups_of
 from kvtier.report.reading import read_result
-from kvtier.report.schema import check_sums
+from kvtier.report.soundness import check_sums
 from kvtier.server import serve
 from kvtier.settings import (
     ChainSettings,

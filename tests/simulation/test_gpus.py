@@ -27,7 +27,7 @@ from kvtier.replay import replay_trace, simulate_trace
 from kvtier.report.comparison import agreements, groups_of
 from kvtier.report.json_file import write_json
 from kvtier.report.reading import read_result
-from kvtier.report.schema import check_sums
+from kvtier.report.soundness import check_sums
 from kvtier.report.terminal import print_report
 from kvtier.settings import (
     MODEL_PRESETS,

@@ -11,7 +11,7 @@ import pytest
 
 from kvtier.errors import SettingsError
 from kvtier.replay import simulate_trace
-from kvtier.report.schema import check_sums
+from kvtier.report.soundness import check_sums
 from kvtier.settings import (
     DeviceModel,
     HostSettings,

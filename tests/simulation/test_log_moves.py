@@ -20,7 +20,7 @@ from kvtier.errors import TraceError
 from kvtier.events import EventKind, read_event_log
 from kvtier.replay import replay_trace, simulate_trace
 from kvtier.report.comparison import differing_decisions
-from kvtier.report.schema import check_sums
+from kvtier.report.soundness import check_sums
 from kvtier.settings import OriginSettings, ReplaySettings, Settings, TierSettings
 
 MIB = 1 << 20

@@ -19,7 +19,7 @@ from kvtier.backend import ObjectBatch
 from kvtier.errors import KvtierError, LimitError, SettingsError
 from kvtier.registry import open_backend
 from kvtier.replay import replay_trace, simulate_trace
-from kvtier.report.schema import check_sums
+from kvtier.report.soundness import check_sums
 from kvtier.server import serve
 from kvtier.settings import (
     ChainSettings,

@@ -19,8 +19,8 @@ from kvtier.cli import main
 from kvtier.errors import KvtierError, SettingsError, TraceError
 from kvtier.replay import replay_trace, simulate_trace
 from kvtier.report.reading import read_result
-from kvtier.report.schema import check_figures, check_sums
 from kvtier.report.sections import every_number, headline, setup
+from kvtier.report.soundness import check_figures, check_sums
 from kvtier.report.terminal import print_report
 from kvtier.settings import (
     ComputeSettings,

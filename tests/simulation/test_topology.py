@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kvtier.replay import simulate_trace
-from kvtier.report.schema import check_sums
+from kvtier.report.soundness import check_sums
 from kvtier.settings import (
     MODEL_PRESETS,
     ChainSettings,

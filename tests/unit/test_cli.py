@@ -28,7 +28,8 @@ from kvtier.clock import VirtualClock
 from kvtier.errors import KvtierError
 from kvtier.report.comparison import differing_decisions
 from kvtier.report.rows import find
-from kvtier.report.schema import Result, check_sums
+from kvtier.report.schema import Result
+from kvtier.report.soundness import check_sums
 
 KVTIER = (sys.executable, "-m", "kvtier")
 WAIT_S = 60

@@ -15,7 +15,7 @@ from small_results import NO_LATENCY, tier
 from kvtier.errors import KvtierError, SettingsError
 from kvtier.report.json_file import check_target, write_json
 from kvtier.report.mapping import print_mapping
-from kvtier.report.schema import check_figures, check_sums
+from kvtier.report.soundness import check_figures, check_sums
 from kvtier.report.terminal import print_report
 
 
