@@ -18,15 +18,14 @@ import argparse
 import asyncio
 import json
 import os
-import shutil
 import statistics
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fio import fio_jobs, fio_version
 
 from kvtier.calibration import Calibration, Load, calibrate, predict, to_mapping, to_toml
 from kvtier.environment import event_loop_factory
@@ -175,25 +174,14 @@ def measure(path: Path, seconds: float) -> dict[int, Turn]:
 
 
 def fio(path: Path, depth: int, seconds: float) -> Turn:
-    command = [
-        *("fio", "--name=device", f"--filename={path}", "--rw=randread", f"--bs={PAGE_BYTES}"),
+    job, *_ = fio_jobs(
+        *("--name=device", f"--filename={path}", "--rw=randread", f"--bs={PAGE_BYTES}"),
         *("--direct=1", "--ioengine=io_uring", f"--iodepth={depth}", "--randrepeat=0"),
         *("--time_based", f"--runtime={seconds:g}s", f"--ramp_time={seconds / 4:g}s"),
-        *("--lat_percentiles=1", "--clat_percentiles=0", "--output-format=json"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"bench/calibration.py: fio failed: {done.stderr.strip()}")
-    read = json.loads(done.stdout)["jobs"][0]["read"]
+        *("--lat_percentiles=1", "--clat_percentiles=0"),
+    )
+    read = job["read"]
     return Turn(read["iops"], read["lat_ns"]["percentile"]["99.000000"] / 1e3)
-
-
-def fio_version() -> str:
-    if shutil.which("fio") is None:
-        raise SystemExit("bench/calibration.py: fio is not on the PATH; install it")
-    return subprocess.run(
-        ["fio", "--version"], capture_output=True, text=True, check=True
-    ).stdout.strip()
 
 
 def compare(rounds: list[Round], depth: int) -> list[dict[str, Any]]:
@@ -276,7 +264,8 @@ if __name__ == "__main__":
     parser.add_argument("--directory", type=Path, help="on the device (default: $TMPDIR)")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    fio_version()
+    if fio_version() is None:
+        raise SystemExit("bench/calibration.py: fio is not on the PATH; install it")
     scale = QUICK if arguments.quick else FULL
     result = main(scale, arguments.directory, arguments.seed)
     for each in result["rows"]:

@@ -13,9 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import shutil
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Coroutine
@@ -24,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fio import fio_jobs, fio_version
 
 from kvtier.environment import describe_environment
 from kvtier.io import ENGINE_NAMES, FileEngine, open_engine
@@ -136,7 +135,7 @@ async def measure(
         for name, engine in engines.items():
             pages = rng.integers(0, scale.file_pages, (scale.round_pages // batch, batch))
             rates[name].append(await turn(engine, operation, pages))
-        if shutil.which("fio"):
+        if fio_version():
             rates["fio"].append(fio_iops(directory / "threads", operation, batch, scale))
     median = {name: statistics.median(samples) for name, samples in rates.items() if samples}
     peer, limit = median["aiofiles"], median.get("fio")
@@ -173,26 +172,12 @@ async def turn(engine: FileEngine, operation: str, batches: I64) -> float:
 def fio_iops(path: Path, operation: str, batch: int, scale: Scale) -> float:
     """IOPS of fio on the same file, the depth that a batch has kept busy all the time."""
     depth = min(batch, QUEUE_DEPTH)
-    command = [
-        *("fio", "--name=limit", f"--filename={path}", f"--rw=rand{operation}"),
-        *(f"--bs={PAGE_BYTES}", "--direct=1", "--ioengine=io_uring", f"--iodepth={depth}"),
-        *("--time_based", f"--runtime={scale.fio_s:g}s", "--output-format=json"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(
-            f"bench/engines.py: fio failed: {done.stderr.strip()}; "
-            "take it off the PATH to run without"
-        )
-    return float(json.loads(done.stdout)["jobs"][0][operation]["iops"])
-
-
-def fio_version() -> str | None:
-    if shutil.which("fio") is None:
-        return None
-    return subprocess.run(
-        ["fio", "--version"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    job, *_ = fio_jobs(
+        *("--name=limit", f"--filename={path}", f"--rw=rand{operation}", f"--bs={PAGE_BYTES}"),
+        *("--direct=1", "--ioengine=io_uring", f"--iodepth={depth}"),
+        *("--time_based", f"--runtime={scale.fio_s:g}s"),
+    )
+    return float(job[operation]["iops"])
 
 
 def print_row(row: dict[str, Any]) -> None:

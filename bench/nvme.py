@@ -16,9 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import shutil
 import statistics
-import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
@@ -26,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fio import fio_jobs, fio_version
 from nvme_cache import CacheTurns, cache_settings, new_payload, processor_s
-from nvme_filling import fio_jobs, fio_written_per_s, measure_filling
+from nvme_filling import fio_written_per_s, measure_filling
 
 from kvtier import open_cache
 from kvtier.environment import describe_environment, event_loop_factory
@@ -124,7 +123,7 @@ async def measure(
     for _ in range(scale.rounds):
         for name in ENGINES:
             rates[name].append(await turn(name, path, case, scale, rng))
-        if shutil.which("fio"):
+        if fio_version():
             rates["fio"].append(fio_rate(path, case, scale))
     what = f"random reads of {case.io_pages * PAGE_BYTES >> 10} KiB, depth {case.depth}"
     return [
@@ -145,7 +144,7 @@ async def measure_cache(
     filled: dict[str, list[float]] = {"kvtier": [], "fio": []}
     iops: dict[str, list[float]] = {"kvtier": [], "fio": []}
     cpu_us: dict[str, list[float]] = {"kvtier": [], "fio": []}
-    has_fio = shutil.which("fio") is not None
+    has_fio = fio_version() is not None
     async with open_cache(cache_settings(directory / "cache", scale.file_pages)) as cache:
         turns = CacheTurns(cache, new_payload())
         for _ in range(scale.rounds):
@@ -239,23 +238,14 @@ async def turn(name: str, path: Path, case: Case, scale: Scale, rng: np.random.G
 
 
 def fio_rate(path: Path, case: Case, scale: Scale) -> Rate:
-    command = [
-        *("fio", "--name=limit", f"--filename={path}", "--rw=randread", "--norandommap"),
+    job, *_ = fio_jobs(
+        *("--name=limit", f"--filename={path}", "--rw=randread", "--norandommap"),
         *(f"--bs={case.io_pages * PAGE_BYTES}", "--direct=1", f"--iodepth={case.depth}"),
         *("--ioengine=io_uring", "--registerfiles=1", "--fixedbufs=1", "--time_based"),
-        *(f"--runtime={scale.turn_s:g}s", "--output-format=json"),
-    ]
-    job = fio_jobs(command)[0]
+        f"--runtime={scale.turn_s:g}s",
+    )
     used_us = (job["usr_cpu"] + job["sys_cpu"]) / 100 * job["job_runtime"] * 1000
     return Rate(float(job["read"]["iops"]), used_us / job["read"]["total_ios"])
-
-
-def fio_version() -> str | None:
-    if shutil.which("fio") is None:
-        return None
-    return subprocess.run(
-        ["fio", "--version"], capture_output=True, text=True, check=True
-    ).stdout.strip()
 
 
 def print_row(row: dict[str, Any]) -> None:

@@ -7,16 +7,14 @@ whole segments, as a log is. The writer keeps to a pace, half of what the same e
 from __future__ import annotations
 
 import asyncio
-import json
-import shutil
 import statistics
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fio import fio_jobs, fio_version
 
 from kvtier.io import FileEngine, open_engine
 from kvtier.pages import I64, U8
@@ -120,7 +118,7 @@ async def measure_filling(
     for _ in range(rounds):
         for name, contender in contenders.items():
             speeds[name].append(await contender.written_per_s(turn_s))
-        if shutil.which("fio"):
+        if fio_version():
             speeds["fio"].append(fio_written_per_s(directory / "filled-fio", file_pages, turn_s))
     speed = {name: statistics.median(of) for name, of in speeds.items() if of}
     alone: dict[str, list[float]] = {name: [] for name in ENGINES}
@@ -133,7 +131,7 @@ async def measure_filling(
             filling[name].append(p99_us)
             filled[name].append(filled_per_s)
     fio_ratios: list[float] = []
-    if shutil.which("fio"):
+    if fio_version():
         fio_ratios = [
             fio_p99_us(directory, file_pages, turn_s, speed["uring"] / 2)
             / fio_p99_us(directory, file_pages, turn_s, None)
@@ -201,36 +199,25 @@ def fio_p99_us(
 ) -> float:
     """The 99th percentile of fio's reads of a page, while it fills another file at that pace."""
     size = f"--size={file_pages // 4 * PAGE_BYTES}"
-    command = [
-        *("fio", "--ioengine=io_uring", "--direct=1", "--time_based", f"--runtime={turn_s:g}s"),
-        *("--output-format=json", "--name=read", f"--filename={directory / 'filled-uring'}"),
+    options = [
+        *("--ioengine=io_uring", "--direct=1", "--time_based", f"--runtime={turn_s:g}s"),
+        *("--name=read", f"--filename={directory / 'filled-uring'}"),
         *("--rw=randread", f"--bs={PAGE_BYTES}", f"--iodepth={READERS}", size),
     ]
     if fill_bytes_per_s is not None:
-        command += [
+        options += [
             *("--name=fill", f"--filename={directory / 'filled-fio'}", "--rw=write", size),
             *("--overwrite=1", "--bs=256k", "--iodepth=4", f"--rate={round(fill_bytes_per_s)}"),
         ]
-    read = fio_jobs(command)[0]["read"]
+    read = fio_jobs(*options)[0]["read"]
     return float(read["clat_ns"]["percentile"]["99.000000"]) / 1e3
 
 
 def fio_written_per_s(path: Path, file_pages: int, turn_s: float) -> float:
-    command = [
-        *("fio", "--name=limit", f"--filename={path}", "--rw=write", "--overwrite=1"),
+    job, *_ = fio_jobs(
+        *("--name=limit", f"--filename={path}", "--rw=write", "--overwrite=1"),
         *("--bs=256k", "--direct=1", "--iodepth=16", "--ioengine=io_uring", "--registerfiles=1"),
         *("--fixedbufs=1", f"--size={file_pages // 4 * PAGE_BYTES}", "--time_based"),
-        *(f"--runtime={turn_s:g}s", "--output-format=json"),
-    ]
-    return float(fio_jobs(command)[0]["write"]["bw_bytes"])
-
-
-def fio_jobs(command: list[str]) -> list[dict[str, Any]]:
-    """Run fio; what it says of each of its jobs."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(
-            f"bench/nvme.py: fio failed: {done.stderr.strip()}; take it off the PATH to run without"
-        )
-    jobs: list[dict[str, Any]] = json.loads(done.stdout)["jobs"]
-    return jobs
+        f"--runtime={turn_s:g}s",
+    )
+    return float(job["write"]["bw_bytes"])
