@@ -79,12 +79,6 @@ class Identities:
         """Forget an object id, if it is known."""
         self._taken -= remove(self.table, np.uint64(object_id))
 
-    def rows_of(self, page_ids: U64) -> I64:
-        """i64[n], the row of each page's object, or -1."""
-        rows = np.empty(len(page_ids), np.int64)
-        find_rows(self.table, np.ascontiguousarray(page_ids), rows)
-        return rows
-
     def reserve(self, more: int) -> None:
         """Make room for so many more objects."""
         rows = len(self.table)

@@ -28,9 +28,7 @@ METADATA_MAGIC: Final = int.from_bytes(b"kvtierMD", "little")
 RETIRED_MAGIC: Final = int.from_bytes(b"kvtierRK", "little")
 
 USED: Final = 1
-"""Flag of an entry: it describes a page."""
-LOCAL: Final = 2
-"""Flag of an entry: no origin gave the object its version; it was counted here."""
+"""Flag of an entry: it describes a page; the other one is ``LOCAL_LENGTH`` of the identities."""
 
 SUPERBLOCK: Final = np.dtype(
     [
