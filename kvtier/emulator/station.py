@@ -101,13 +101,14 @@ class Route:
 
     def travel(self, timeline: Timeline, work: Work, arrived: Event) -> None:
         """Send work from now on through every station, and then let ``arrived`` happen."""
+        self._pass_on(0, timeline, work, arrived)
+
+    def _pass_on(self, number: int, timeline: Timeline, work: Work, arrived: Event) -> None:
+        # No closure that calls itself: it would be a reference cycle, and keep the work's arrays,
+        # and the flight behind ``arrived``, until the garbage collector comes.
         stations = self.writes if work.is_write else self.reads
-
-        def pass_on(number: int) -> None:
-            if number == len(stations):
-                arrived()
-                return
-            end_ns = stations[number].serve(timeline.now_ns, work)
-            timeline.at(end_ns, lambda: pass_on(number + 1))
-
-        pass_on(0)
+        if number == len(stations):
+            arrived()
+            return
+        end_ns = stations[number].serve(timeline.now_ns, work)
+        timeline.at(end_ns, lambda: self._pass_on(number + 1, timeline, work, arrived))
