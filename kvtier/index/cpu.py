@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvtier.folding import number_leaders
 from kvtier.hashing import seed_word
 from kvtier.index import kernels
 from kvtier.index.epochs import STAMP_MAX, base_for
@@ -45,39 +44,46 @@ class NumbaIndex:
         self._enter(epoch, oldest_epoch)
         stamp = np.uint32(epoch - self._base)
 
-        states = np.empty(count, np.uint8)
-        slots = np.empty(count, np.int64)
-        miss_rows = np.empty(count, np.int64)
-        miss_hashes = np.empty(count, np.uint64)
-        misses = kernels.probe(self._table, page_ids, stamp, states, slots, miss_rows, miss_hashes)
+        hit_rows, hit_slots, rows, slots = (np.empty(count, np.int64) for _ in range(4))
+        hashes, states = np.empty(count, np.uint64), np.empty(count, np.uint8)
+        misses = kernels.probe(
+            self._table, page_ids, stamp, hit_rows, hit_slots, rows, hashes, states, slots
+        )
         if misses == 0:
-            return all_hit(slots)
+            return all_hit(hit_slots)
 
-        miss_rows = miss_rows[:misses]
-        order = np.argsort(miss_hashes[:misses])
-        leaders = np.empty(misses, np.int64)
-        evicted = np.empty(misses, np.uint64)
+        rows, hashes, states, slots = (
+            rows[:misses],
+            hashes[:misses],
+            states[:misses],
+            slots[:misses],
+        )
+        leaders, page_of = np.empty(misses, np.int64), np.empty(misses, np.int64)
+        evicted, missed = np.empty(misses, np.uint64), np.empty(misses, np.uint64)
+        leads = np.empty(misses, np.bool_)
         evictions, bypasses = kernels.fold_and_plan(
             self._table,
             page_ids,
-            miss_rows,
-            order,
-            miss_hashes[order],
+            hashes.argsort(),
+            rows,
+            hashes,
+            states,
+            slots,
             admit,
             priorities,
             stamp,
             np.uint32(oldest_epoch - self._base),
-            states,
-            slots,
             leaders,
             evicted,
         )
-        hit_rows, hit_slots = (np.empty(count - misses, np.int64) for _ in range(2))
-        kernels.list_hits(states, slots, hit_rows, hit_slots)
-        leads, page_of = number_leaders(leaders)
-        first = miss_rows[leads]
-        missed = Misses(miss_rows, leads, page_of, page_ids[first], states[first], slots[first])
-        return LookupResult(hit_slots, hit_rows, missed, evicted[:evictions], bypasses)
+        pages = kernels.number_pages(
+            page_ids, rows, states, slots, leaders, leads, page_of, missed
+        )
+        answer = Misses(rows, leads, page_of, missed[:pages], states[:pages], slots[:pages])
+        hits = count - misses
+        return LookupResult(
+            hit_slots[:hits], hit_rows[:hits], answer, evicted[:evictions], bypasses
+        )
 
     def publish(self, slots: I64) -> None:
         slots = as_column(slots, np.int64, "slots")
@@ -153,24 +159,23 @@ class NumbaIndex:
             np.empty(0, np.bool_),
             np.empty(0, np.uint32),
         )
-        kernels.probe(table, ids, stamp, states, slots, slots, ids)
+        kernels.probe(table, ids, stamp, slots, slots, slots, ids, states, slots)
         kernels.fold_and_plan(
             table,
             ids,
             slots,
             slots,
             ids,
+            states,
+            slots,
             admit,
             priorities,
             stamp,
             stamp,
-            states,
-            slots,
             slots,
             ids,
         )
-        kernels.list_hits(states, slots, slots, slots)
-        number_leaders(slots)
+        kernels.number_pages(ids, slots, states, slots, slots, admit, slots, ids)
         kernels.publish(table, slots)
         kernels.abort(table, slots)
         kernels.invalidate(table, ids, slots)

@@ -1,6 +1,8 @@
 """The compiled loops of the Numba engine, over a table of slots.
 
-Arithmetic on hashes is u64 throughout, on slots and rows i64; the two never meet unconverted.
+Arithmetic on hashes and on the slots of a set is u64, on rows i64; the two never meet unconverted.
+Where slots are looked through one by one they are unsigned, because Numba asks of every signed
+index whether it counts from the end, and that is twice the time.
 """
 
 from __future__ import annotations
@@ -23,8 +25,13 @@ _UNUSABLE: Final = np.uint8(255)
 _PREFETCH_ROWS: Final = 16
 """How far ahead of the probe its cache lines are asked for; 8 to 32 made no difference."""
 
+_NO_SLOT: Final = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
+"""Becomes -1 where slots are i64."""
+
 _ZERO: Final = np.uint64(0)
 _ONE: Final = np.uint64(1)
+_EIGHT: Final = np.uint64(8)
+_EIGHT_SHIFT: Final = np.uint64(3)
 _PRIORITY_SHIFT: Final = np.uint64(32)
 _DIGEST_MASK: Final = np.uint64(0xFF)
 _BYTE_ONES: Final = np.uint64(0x0101_0101_0101_0101)
@@ -59,14 +66,14 @@ class SlotTable(NamedTuple):
 
 
 @jit_inline
-def _first_slot(table: SlotTable, hashed: np.uint64) -> int:
+def _first_slot(table: SlotTable, hashed: np.uint64) -> np.uint64:
     """First slot of the set that ``hashed`` belongs to."""
-    return int(np.int64(set_of(hashed, table.sets))) * table.ways
+    return set_of(hashed, table.sets) * np.uint64(table.ways)
 
 
 @jit_inline
-def _find(table: SlotTable, page_id: np.uint64, hashed: np.uint64) -> int:
-    """The slot of a page, VALID or PENDING, or -1.
+def _find(table: SlotTable, page_id: np.uint64, hashed: np.uint64) -> np.uint64:
+    """The slot of a page, VALID or PENDING, or ``_NO_SLOT``.
 
     Eight digests are compared at once: XOR makes equal bytes 0, and the lowest 0 byte of a word is
     the lowest bit of ``(x - 0x01..01) & ~x & 0x80..80`` (Warren, Hacker's Delight, 6-1). Bits above
@@ -74,17 +81,17 @@ def _find(table: SlotTable, page_id: np.uint64, hashed: np.uint64) -> int:
     """
     first = _first_slot(table, hashed)
     pattern = (hashed & _DIGEST_MASK) * _BYTE_ONES
-    for eight in range(first, first + table.ways, 8):
-        difference = table.digest_words[eight >> 3] ^ pattern
+    for eight in range(first, first + np.uint64(table.ways), _EIGHT):
+        difference = table.digest_words[eight >> _EIGHT_SHIFT] ^ pattern
         marks = (difference - _BYTE_ONES) & ~difference & _BYTE_HIGHS
         while marks != _ZERO:
             below = (marks & (~marks + _ONE)) - _ONE
             bytes_up_to = (below & _BYTE_ONES) * _BYTE_ONES >> _TOP_BYTE_SHIFT
-            slot = eight + np.int64(bytes_up_to) - 1
+            slot = eight + bytes_up_to - _ONE
             if table.tags[slot] == page_id and table.states[slot] != _EMPTY:
-                return int(slot)
+                return slot
             marks &= marks - _ONE
-    return -1
+    return _NO_SLOT
 
 
 @jit_inline
@@ -94,7 +101,7 @@ def _prefetch_set(table: SlotTable, page_id: np.uint64) -> None:
     prefetch(table.states, first)
     # One loop, though every second stamp lies in a line already asked for: with a second one Numba
     # no longer proves the arrays alive, and counts references for each row, five times slower.
-    for slot in range(first, first + table.ways, 8):
+    for slot in range(first, first + np.uint64(table.ways), _EIGHT):
         prefetch(table.tags, slot)
         prefetch(table.stamps, slot)
 
@@ -104,43 +111,53 @@ def probe(
     table: SlotTable,
     page_ids: U64,
     stamp: np.uint32,
-    states: U8,
-    slots: I64,
+    hit_rows: I64,
+    hit_slots: I64,
     miss_rows: I64,
     miss_hashes: U64,
+    miss_states: U8,
+    miss_slots: I64,
 ) -> int:
     """Look every page up and stamp the slots found; no slot changes otherwise.
 
-    Fills ``states`` and ``slots`` (-1 where EMPTY), and lists rows and hashes of the requests that
-    did not hit. Returns how many those are.
+    Lists row and slot of the requests that hit; row, hash, state and slot (-1 where EMPTY) of those
+    that did not. All columns have room for every request. Returns how many did not hit.
     """
+    hits = 0
     misses = 0
     for row in range(page_ids.size):
         _prefetch_set(table, page_ids[min(row + _PREFETCH_ROWS, page_ids.size - 1)])
         page_id = page_ids[row]
         hashed = fmix64(page_id ^ table.seed_word)
         slot = _find(table, page_id, hashed)
-        slots[row] = slot
-        if slot >= 0:
+        state = _EMPTY
+        if slot != _NO_SLOT:
             table.stamps[slot] = stamp
-            states[row] = table.states[slot]
+            state = table.states[slot]
+        if state == _VALID:
+            hit_rows[hits] = row
+            hit_slots[hits] = np.int64(slot)
+            hits += 1
         else:
-            states[row] = _EMPTY
-        if states[row] != _VALID:
             miss_rows[misses] = row
             miss_hashes[misses] = hashed
+            miss_states[misses] = state
+            miss_slots[misses] = np.int64(slot)
             misses += 1
     return misses
 
 
 @jit_inline
-def _victim(table: SlotTable, hashed: np.uint64, oldest_stamp: np.uint32) -> int:
-    """The slot to take in a set, or -1: least (state, priority, stamp, way) of the usable ones."""
-    best = -1
+def _victim(table: SlotTable, hashed: np.uint64, oldest_stamp: np.uint32) -> np.uint64:
+    """The slot to take in a set, or ``_NO_SLOT``.
+
+    It is the least (state, priority, stamp, way) of the usable ones.
+    """
+    best = _NO_SLOT
     best_state = _UNUSABLE
     best_cost = _ZERO
     first = _first_slot(table, hashed)
-    for slot in range(first, first + table.ways):
+    for slot in range(first, first + np.uint64(table.ways)):
         # Selects, not branches: stamps lie in random order, so a branch would be guessed wrong.
         stamp = table.stamps[slot]
         usable = (table.states[slot] != _PENDING) & (stamp < oldest_stamp)
@@ -156,7 +173,7 @@ def _victim(table: SlotTable, hashed: np.uint64, oldest_stamp: np.uint32) -> int
 @jit_inline
 def _reserve(
     table: SlotTable,
-    slot: int,
+    slot: np.uint64,
     page_id: np.uint64,
     hashed: np.uint64,
     stamp: np.uint32,
@@ -173,50 +190,51 @@ def _reserve(
 def fold_and_plan(
     table: SlotTable,
     page_ids: U64,
-    miss_rows: I64,
     order: I64,
+    rows: I64,
     hashes: U64,
+    states: U8,
+    slots: I64,
     admit: Bool,
     priorities: U32,
     stamp: np.uint32,
     oldest_stamp: np.uint32,
-    states: U8,
-    slots: I64,
     leaders: I64,
     evicted: U64,
 ) -> tuple[int, int]:
     """Give each page that did not hit one leader, and each missing one a slot if it can.
 
-    ``miss_rows`` are those of :func:`probe`, and ``order`` their positions there in ascending order
-    of the hash, in which the rows of a page are neighbours; ``hashes`` are in that order. An empty
-    ``admit`` admits all, empty ``priorities`` are 0. Completes the ``slots`` of leaders, fills
-    ``leaders`` (of each position in ``miss_rows``, the first of its page) and ``evicted``; returns
+    ``rows``, ``hashes``, ``states`` and ``slots`` are those of :func:`probe`, and ``order`` the
+    positions in them in ascending order of the hash, in which the rows of a page are neighbours. An
+    empty ``admit`` admits all, empty ``priorities`` are 0. Completes the ``slots`` of leaders, fills
+    ``leaders`` (of each position, the first of its page) and ``evicted``; returns
     (evictions, bypasses).
     """
     evictions = 0
     bypasses = 0
     first = 0
     while first < order.size:
-        ahead = min(first + _PREFETCH_ROWS, order.size - 1)
-        prefetch(table.priorities, _first_slot(table, hashes[ahead]))
-        prefetch(table.stamps, _first_slot(table, hashes[ahead]))
+        ahead = _first_slot(table, hashes[order[min(first + _PREFETCH_ROWS, order.size - 1)]])
+        prefetch(table.priorities, ahead)
+        prefetch(table.stamps, ahead)
         lead = order[first]
+        hashed = hashes[lead]
         last = first + 1
-        while last < order.size and hashes[last] == hashes[first]:
+        while last < order.size and hashes[order[last]] == hashed:
             lead = min(lead, order[last])
             last += 1
-        leader = miss_rows[lead]
-        if states[leader] == _EMPTY and (admit.size == 0 or admit[leader]):
-            slot = _victim(table, hashes[first], oldest_stamp)
-            slots[leader] = slot
-            if slot < 0:
+        row = rows[lead]
+        if states[lead] == _EMPTY and (admit.size == 0 or admit[row]):
+            slot = _victim(table, hashed, oldest_stamp)
+            slots[lead] = np.int64(slot)
+            if slot == _NO_SLOT:
                 bypasses += 1
             else:
                 if table.states[slot] == _VALID:
                     evicted[evictions] = table.tags[slot]
                     evictions += 1
-                priority = priorities[leader] if priorities.size else np.uint32(0)
-                _reserve(table, slot, page_ids[leader], hashes[first], stamp, priority)
+                priority = priorities[row] if priorities.size else np.uint32(0)
+                _reserve(table, slot, page_ids[row], hashed, stamp, priority)
         for at in range(first, last):
             leaders[order[at]] = lead
         first = last
@@ -224,14 +242,34 @@ def fold_and_plan(
 
 
 @jit
-def list_hits(states: U8, slots: I64, hit_rows: I64, hit_slots: I64) -> None:
-    """The rows that hit, ascending, and the slot of each."""
-    at = 0
-    for row in range(states.size):
-        if states[row] == _VALID:
-            hit_rows[at] = row
-            hit_slots[at] = slots[row]
-            at += 1
+def number_pages(
+    page_ids: U64,
+    rows: I64,
+    states: U8,
+    slots: I64,
+    leaders: I64,
+    leads: Bool,
+    page_of: I64,
+    missed: U64,
+) -> int:
+    """Number the pages that did not hit, in the order of the first row of each.
+
+    Arguments are those of :func:`fold_and_plan`. Fills ``leads``, ``page_of`` and ``missed`` as
+    :class:`kvtier.pages.Misses` has them, and moves ``states`` and ``slots`` of leaders together.
+    Returns how many pages there are.
+    """
+    count = 0
+    for at in range(rows.size):
+        leads[at] = leaders[at] == at
+        if leads[at]:
+            page_of[at] = count
+            missed[count] = page_ids[rows[at]]
+            states[count] = states[at]
+            slots[count] = slots[at]
+            count += 1
+        else:
+            page_of[at] = page_of[leaders[at]]
+    return count
 
 
 @jit
@@ -261,9 +299,9 @@ def invalidate(table: SlotTable, page_ids: U64, dropped: I64) -> int:
     count = 0
     for page_id in page_ids:
         slot = _find(table, page_id, fmix64(page_id ^ table.seed_word))
-        if slot >= 0 and table.states[slot] == _VALID:
+        if slot != _NO_SLOT and table.states[slot] == _VALID:
             _clear(table, slot)
-            dropped[count] = slot
+            dropped[count] = np.int64(slot)
             count += 1
     return count
 
@@ -279,25 +317,26 @@ def drop(table: SlotTable, slots: I64) -> None:
 @jit
 def restore(table: SlotTable, page_ids: U64, slots: I64) -> None:
     """Pages take EMPTY slots of their sets and become VALID; -1 where there is none, or no need."""
+    ways = np.uint64(table.ways)
     for row in range(page_ids.size):
         ahead = page_ids[min(row + _PREFETCH_ROWS, page_ids.size - 1)]
         begin = _first_slot(table, fmix64(ahead ^ table.seed_word))
         prefetch(table.digests, begin)
         prefetch(table.states, begin)
-        for eight in range(begin, begin + table.ways, 8):
+        for eight in range(begin, begin + ways, _EIGHT):
             prefetch(table.tags, eight)
         page_id = page_ids[row]
         hashed = fmix64(page_id ^ table.seed_word)
         slots[row] = -1
-        if _find(table, page_id, hashed) >= 0:
+        if _find(table, page_id, hashed) != _NO_SLOT:
             continue
         first = _first_slot(table, hashed)
-        for slot in range(first, first + table.ways):
+        for slot in range(first, first + ways):
             if table.states[slot] == _EMPTY:
                 table.tags[slot] = page_id
                 table.digests[slot] = np.uint8(hashed & _DIGEST_MASK)
                 table.states[slot] = _VALID
-                slots[row] = slot
+                slots[row] = np.int64(slot)
                 break
 
 
@@ -307,7 +346,8 @@ def peek(table: SlotTable, page_ids: U64, slots: I64) -> None:
     for row in range(page_ids.size):
         page_id = page_ids[row]
         slot = _find(table, page_id, fmix64(page_id ^ table.seed_word))
-        slots[row] = slot if slot >= 0 and table.states[slot] == _VALID else -1
+        is_valid = slot != _NO_SLOT and table.states[slot] == _VALID
+        slots[row] = np.int64(slot) if is_valid else -1
 
 
 @jit_inline
