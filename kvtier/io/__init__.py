@@ -13,6 +13,7 @@ from kvtier.errors import SettingsError
 from kvtier.io.aio import AiofilesEngine
 from kvtier.io.engine import FileEngine, pack_extents
 from kvtier.io.file import open_file
+from kvtier.io.prewriting import PREWRITTEN_BYTES_MAX, write_zeros
 from kvtier.io.ring import Ring, explain
 from kvtier.io.stripe_labels import new_labels
 from kvtier.io.striped import StripedEngine, file_sizes
@@ -108,6 +109,9 @@ async def open_striped(
 ) -> FileEngine:
     """Open several files that are one (:class:`kvtier.io.striped.StripedEngine`), for writing.
 
+    New ones that are not too large are written once from end to end
+    (:func:`kvtier.io.prewriting.write_zeros`).
+
     Args:
         name: the engine of each file.
         paths: the files, at least one; of one alone this is :func:`open_engine`.
@@ -150,6 +154,9 @@ async def open_striped(
             files.append(file)
             if is_new:
                 made.append(path)
+            file_bytes = head_bytes + sizes[number]
+            if not keep and file_bytes <= PREWRITTEN_BYTES_MAX:
+                await write_zeros(file, path, len(first_bytes), file_bytes)
     except BaseException:
         for file in files:
             await file.close()

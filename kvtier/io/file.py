@@ -27,11 +27,6 @@ _REMEDIES: Final = {
 }
 _REFUSED: Final = (errno.EINVAL, errno.EOPNOTSUPP)
 
-PREWRITTEN_BYTES_MAX: Final = 2 << 30
-"""A new file up to this size is written once from end to end before it is used."""
-
-_CHUNK_BYTES: Final = 4 << 20
-
 
 @dataclass(frozen=True, slots=True)
 class OpenFile:
@@ -69,7 +64,7 @@ def open_file(
     there afterwards.
     """
     with (
-        _explained(f"cannot {'create' if create else 'open'} {path}"),
+        explained(f"cannot {'create' if create else 'open'} {path}"),
         contextlib.ExitStack() as undo,
     ):
         if path.exists() and not path.is_file():
@@ -80,7 +75,7 @@ def open_file(
         if head and not keep:
             _write_head(fd, head)
         if create and os.fstat(fd).st_size < (size_bytes or 0):
-            _reserve(fd, path, size_bytes or 0, None if keep else len(head))
+            _reserve(fd, path, size_bytes or 0)
         undo.pop_all()
     alignment_bytes = math.gcd(page_bytes, mmap.PAGESIZE) if direct else 1
     return OpenFile(fd, path, create, direct, alignment_bytes)
@@ -150,11 +145,8 @@ def _write_head(fd: int, head: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _reserve(fd: int, path: Path, size_bytes: int, head_bytes: int | None) -> None:
-    """Reserve disk space now, so that a full disk shows here and not in the middle of a run.
-
-    A new file, of which ``head_bytes`` are written, gets zeros behind them if it is not too large.
-    """
+def _reserve(fd: int, path: Path, size_bytes: int) -> None:
+    """Reserve disk space now, so that a full disk shows here and not in the middle of a run."""
     disk = os.fstatvfs(fd)
     free_bytes = disk.f_bavail * disk.f_frsize + os.fstat(fd).st_blocks * 512
     if size_bytes > free_bytes:
@@ -169,24 +161,10 @@ def _reserve(fd: int, path: Path, size_bytes: int, head_bytes: int | None) -> No
         if error.errno not in _REFUSED:
             raise
         os.ftruncate(fd, size_bytes)
-    if head_bytes is not None and size_bytes <= PREWRITTEN_BYTES_MAX:
-        _write_zeros(fd, head_bytes, size_bytes)
-
-
-def _write_zeros(fd: int, written: int, size_bytes: int) -> None:
-    """Write a reserved file once to its end.
-
-    Each page written into space that is merely reserved splits it in two, and a file system may
-    take a minute to remove a file of 40,000 such pieces. A larger file is spared that, for writing
-    it would take longer, and wear the drive.
-    """
-    zeros = memoryview(mmap.mmap(-1, _CHUNK_BYTES))  # on a memory page, as O_DIRECT wants it
-    while written < size_bytes:
-        written += os.pwrite(fd, zeros[: size_bytes - written], written)
 
 
 @contextlib.contextmanager
-def _explained(what: str) -> Iterator[None]:
+def explained(what: str) -> Iterator[None]:
     """Turn an OSError into one line that says what failed, why, and what to do."""
     try:
         yield
