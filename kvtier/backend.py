@@ -191,7 +191,11 @@ class Backend(ABC):
 
     @abstractmethod
     def keys(self) -> AsyncIterator[bytes]:
-        """Every key, in no order; objects put or deleted meanwhile may be missed or seen."""
+        """Every key, in no order; objects put or deleted meanwhile may be missed or seen.
+
+        Where objects are deleted meanwhile, other keys may come twice: no backend has to hold all
+        of them in memory to tell.
+        """
 
     @abstractmethod
     async def close(self) -> None:

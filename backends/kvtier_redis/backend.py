@@ -150,7 +150,6 @@ class RedisBackend(Backend):
 
     async def keys(self) -> AsyncIterator[bytes]:
         self._check_open()
-        seen: set[bytes] = set()  # SCAN may tell a key twice
         scan = (b"MATCH", self._layout.pattern, b"COUNT", _SCAN_COUNT, b"TYPE", b"hash")
         for master in await self._servers.masters():
             cursor = b"0"
@@ -160,10 +159,8 @@ class RedisBackend(Backend):
                     raise self._refused(reply)
                 cursor, names = reply
                 for name in names:
-                    if name not in seen:
-                        seen.add(name)
-                        yield self._layout.key_of(name)
-                        self._check_open()
+                    yield self._layout.key_of(name)
+                    self._check_open()
                 if cursor == b"0":
                     break
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -109,6 +110,24 @@ class TestRedisOverTcp(OverOneServer):
 
     def pages_of(self, backend: Backend, size_bytes: int) -> int:
         return size_bytes // self.page_bytes
+
+    @pytest.mark.asyncio
+    async def test_a_listing_remembers_no_names(self, backend: Backend) -> None:
+        objects = 20_000
+        commands = self.servers[0].client.pipeline(transaction=False)
+        for number in range(objects):
+            commands.hset(f"kvtier:{{{number:0200}}}", "h", "")
+        commands.execute()
+        listed = 0
+        tracemalloc.start()
+        try:
+            async for _ in backend.keys():
+                listed += 1
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert listed == objects
+        assert peak_bytes < 200 * objects / 2
 
 
 class TestRedisOverUnixSocket(OverOneServer):
