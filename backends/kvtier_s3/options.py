@@ -127,7 +127,9 @@ def _make_store(options: Mapping[str, Any], place: str) -> S3Store:
     if "ca_file" in options:
         client["root_certificate"] = _read_ca(options["ca_file"])
     retry: RetryConfig = {
-        "max_retries": options.get("retries", 3),
+        # One, for a connection that was lost while it was idle, or a part of an upload: more would
+        # multiply with the attempts of [origin.resilience].
+        "max_retries": options.get("retries", 1),
         "retry_timeout": _seconds(options, "retry_timeout_s", 60.0),
         "backoff": {
             "init_backoff": timedelta(milliseconds=100),

@@ -428,6 +428,24 @@ class TestLosing:
         assert next(failures) == 3
         await backend.close()
 
+    async def test_by_default_a_request_is_tried_once_more_and_no_oftener(
+        self, proxy: Proxy, bucket: str
+    ) -> None:
+        """More would multiply with the attempts of ``[origin.resilience]``."""
+        backend = await open_s3(proxy.url, bucket, retries=None)
+        versions = await put_objects(backend, {b"a": pages_of(b"a")}, PAGE_BYTES)
+        asked = count()
+
+        async def fail(request: Request, forward: Forward) -> bytes:
+            next(asked)
+            return answer("503 Slow Down")
+
+        proxy.meddle = fail
+        batch = make_extents(versions, [(b"a", 0, 4, 0)])
+        assert (await backend.read(batch, rows(4))).tolist() == [FAILED]
+        assert next(asked) == 2
+        await backend.close()
+
     async def test_an_answer_that_breaks_off_fails(self, proxy: Proxy, store: S3Backend) -> None:
         versions = await put_objects(store, {b"a": pages_of(b"a")}, PAGE_BYTES)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kvtier.cli.parser import build_parser
+from kvtier.registry import available
 from kvtier.report import schema
 from kvtier.settings import (
     BreakerSettings,
@@ -92,6 +93,11 @@ def test_the_demo_settings_are_valid_and_comment_every_line() -> None:
 def test_the_settings_of_an_example_are_valid_and_say_what_they_are(path: Path) -> None:
     assert path.read_text(encoding="utf-8").startswith("# ")
     load_settings(path)
+
+
+def test_every_backend_over_a_network_has_its_section() -> None:
+    sections = re.findall(r"^## `([a-z0-9]+)`$", text("docs/backends.md"), re.MULTILINE)
+    assert sorted(sections) == sorted(available().keys() - {"memory", "file"})
 
 
 def test_every_key_of_a_result_is_documented() -> None:
