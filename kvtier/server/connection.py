@@ -52,6 +52,7 @@ class Connection(asyncio.BufferedProtocol):
         self._limits = export.limits
         self._parser = FrameParser(self, _STRANGER)
         self._work: Work | None = None  # once the HELLO was accepted
+        self._uploads: Uploads | None = None  # from then on, too
         self._pace = Pace(export.clock.now_ns())
         self._payload: U8 | None = None  # of the PUT that is arriving
         self._reading = True
@@ -150,6 +151,11 @@ class Connection(asyncio.BufferedProtocol):
             self._pace.quiet_ns = now_ns
         if not self._reading and self._pace.frame_ns is not None:
             self._pace.frame_ns = now_ns  # it is this side that does not let the frame end
+        if self._uploads is not None:
+            if self._reading:
+                self._uploads.check(now_ns, self._limits.upload_timeout_s)
+            else:
+                self._uploads.wait()
         overdue = self._pace.overdue(self._limits, now_ns)
         if overdue is not None:
             reason, text = overdue
@@ -208,6 +214,7 @@ class Connection(asyncio.BufferedProtocol):
         object_pages_max = capability.object_pages_max
         uploads = Uploads(backend, page_bytes, object_pages_max, limits.uploads_max, export.room)
         answers = Answers(backend, page_bytes, object_pages_max, uploads, limits, export.memory)
+        self._uploads = uploads
         self._work = Work(export, answers, self._write, self._refuse_request, self._update_reading)
         export.strangers.pop(self, None)
         self._pace.is_stranger = False

@@ -33,8 +33,8 @@ class Export:
         clock: of deadlines and latencies.
         counters, refusals: what is told of the server.
         budget: the memory of requests and answers.
-        memory: what replies are made in.
         room: where uploads wait for their end.
+        memory: what replies are made in.
         connections: the connections there are, the oldest first.
         strangers: those of them that have not been let in yet.
         leaving: those that were hung up on and are not closed yet, the oldest first.
@@ -49,8 +49,8 @@ class Export:
     counters: ServerCounters
     refusals: Refusals
     budget: Budget
+    room: SpoolRoom
     memory: Recycler = field(default_factory=Recycler)
-    room: SpoolRoom = field(default_factory=SpoolRoom)
     connections: dict[Connection, None] = field(default_factory=dict)
     strangers: dict[Connection, None] = field(default_factory=dict)
     leaving: dict[Connection, None] = field(default_factory=dict)

@@ -27,12 +27,15 @@ class ServerLimits:
         strangers_max: of those, such as have not been let in yet; one more ends the oldest.
         listings_max: listings that a connection may have open; another one ends the oldest.
         uploads_max: objects that a connection may be sending in parts at once.
-        upload_bytes_max: bytes of one object, however it is sent. What is larger than a frame is
-            spooled to disk until it is complete.
+        upload_bytes_max: bytes of one object, however it is sent, and of all that a connection is
+            sending in parts. What is larger than a frame is spooled to disk until it is complete.
+        spool_bytes_max: disk that such objects of all connections may take together. One that
+            finds no room fails.
         hello_timeout_s: for a new connection: its TLS handshake, and then its HELLO.
         frame_timeout_s: for a frame that has begun to come, while it is read.
         write_timeout_s: for a peer to take what was answered.
         idle_timeout_s: between two requests.
+        upload_timeout_s: from one part of an object until the next one has come.
         denial_delay_s: before a wrong token is answered, so that guessing is slow.
         linger_s: for a peer that is hung up on to read why.
     """
@@ -46,10 +49,12 @@ class ServerLimits:
     listings_max: int = 16
     uploads_max: int = 4
     upload_bytes_max: int = 64 << 30
+    spool_bytes_max: int = 256 << 30
     hello_timeout_s: float = 10.0
     frame_timeout_s: float = 60.0
     write_timeout_s: float = 60.0
     idle_timeout_s: float = 600.0
+    upload_timeout_s: float = 60.0
     denial_delay_s: float = 1.0
     linger_s: float = 1.0
 
@@ -66,10 +71,12 @@ class ServerLimits:
             listings_max=settings.listings_max,
             uploads_max=settings.uploads_max,
             upload_bytes_max=settings.upload_bytes,
+            spool_bytes_max=settings.spool_bytes,
             hello_timeout_s=settings.hello_timeout_s,
             frame_timeout_s=settings.frame_timeout_s,
             write_timeout_s=settings.write_timeout_s,
             idle_timeout_s=settings.idle_timeout_s,
+            upload_timeout_s=settings.upload_timeout_s,
         )
 
     def check(self, page_bytes: int) -> None:
@@ -77,6 +84,7 @@ class ServerLimits:
         for name, most in (
             ("payload_bytes_max", self.frame.payload_bytes_max),
             ("upload_bytes_max", self.upload_bytes_max),
+            ("spool_bytes_max", self.spool_bytes_max),
         ):
             if most < page_bytes:
                 raise SettingsError(f"{name} is {most}: one page has {page_bytes}")

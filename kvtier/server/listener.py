@@ -21,6 +21,7 @@ from kvtier.server.export import Export
 from kvtier.server.limits import ServerLimits
 from kvtier.server.pace import interval_s
 from kvtier.server.refusals import Refusals
+from kvtier.server.spool import SpoolRoom
 from kvtier.server.tenants import tenant_view
 from kvtier.server.tokens import Tokens
 
@@ -69,7 +70,8 @@ async def serve(
     counters = ServerCounters()
     refusals = Refusals(counters, clock)
     budget = Budget(limits.memory_bytes_max)
-    export = Export(backend, page_bytes, tokens, limits, clock, counters, refusals, budget)
+    room = SpoolRoom(limits.spool_bytes_max)
+    export = Export(backend, page_bytes, tokens, limits, clock, counters, refusals, budget, room)
     sockets = await listen(host, port)
     scheme = "tcp" if tls is None else "tls"
     host, port = sockets[0].getsockname()[:2]

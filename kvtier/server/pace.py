@@ -53,5 +53,6 @@ def interval_s(limits: ServerLimits) -> float:
         limits.frame_timeout_s,
         limits.write_timeout_s,
         limits.idle_timeout_s,
+        limits.upload_timeout_s,
     )
     return min(1.0, max(0.001, shortest_s / 4))

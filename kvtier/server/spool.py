@@ -28,15 +28,21 @@ _LARGE: Final = "/var/tmp"  # noqa: S108 - TemporaryFile makes files that nobody
 class SpoolRoom:
     """The disk that all uploads of a server share.
 
+    Args:
+        bytes_max: what they may take of it together, as announced: what has not come yet counts.
+
     Attributes:
         folder: the directory of the files: ``TMPDIR``, or else ``/var/tmp``.
         spools: files that are open.
-        missing_bytes: what they were opened for and does not lie on the disk yet.
+        held_bytes: what they were opened for.
+        missing_bytes: of that, what does not lie on the disk yet.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bytes_max: int) -> None:
         self.folder = Path(os.environ.get("TMPDIR") or _LARGE)
+        self.bytes_max = bytes_max
         self.spools = 0
+        self.held_bytes = 0
         self.missing_bytes = 0
 
 
@@ -45,11 +51,13 @@ class Spool:
 
     def __init__(self, room: SpoolRoom, size_bytes: int) -> None:
         self._room = room
+        self._size_bytes = size_bytes
         self._missing_bytes = size_bytes
         self._written_bytes = 0
         self._file: IO[bytes] | None = None
         self._closed = False
         room.spools += 1
+        room.held_bytes += size_bytes
         room.missing_bytes += size_bytes
 
     @classmethod
@@ -57,8 +65,14 @@ class Spool:
         """A file that has room for ``size_bytes``, beside what the others still need.
 
         Raises:
-            OSError: it cannot be made, or the disk is too full.
+            OSError: it cannot be made, the disk is too full, or others have what there may be.
         """
+        if room.held_bytes + size_bytes > room.bytes_max:
+            raise OSError(
+                errno.ENOSPC,
+                f"uploads hold {room.held_bytes} of the {room.bytes_max} bytes of serve.spool, and "
+                f"this one needs {size_bytes}: raise it, or lower serve.upload_timeout",
+            )
         spool = cls(room, size_bytes)
         try:
             await _in_thread(spool._make, room.missing_bytes)
@@ -87,6 +101,7 @@ class Spool:
             return
         self._closed = True
         self._room.spools -= 1
+        self._room.held_bytes -= self._size_bytes
         self._room.missing_bytes -= self._missing_bytes
         if self._file is not None:
             self._file.close()

@@ -13,6 +13,7 @@ from kvtier.backend import Backend, ObjectBatch, check_keys
 from kvtier.errors import BackendError, LimitError, ProtocolError
 from kvtier.pages import U8, PageStatus
 from kvtier.server.spool import Spool, SpoolRoom
+from kvtier.units import format_seconds
 from kvtier.wire.messages import PutPart, PutPartReply
 
 _LOG: Final = logging.getLogger(__name__)
@@ -28,6 +29,8 @@ class _Upload:
     """None before the first part, and where the upload failed."""
     has_failed: bool = False
     is_abandoned: bool = False
+    quiet_ns: int | None = None
+    """Since when no part came, as far as anyone looked."""
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Fair, so that parts are taken in the order in which they came."""
 
@@ -47,7 +50,7 @@ class Uploads:
     Args:
         backend: where objects are put.
         page_bytes: its page size.
-        object_pages_max: most pages of an object.
+        object_pages_max: most pages of an object, and of all open uploads together.
         uploads_max: uploads that may be open at once.
         room: the disk for what is not complete.
     """
@@ -80,6 +83,7 @@ class Uploads:
         async with upload.turn:
             self._check_next(upload, part, len(pages))
             upload.pages += len(pages)
+            upload.quiet_ns = None
             if upload.pages < upload.page_count:
                 await self._spool(upload, pages)
                 return _reply(upload)
@@ -97,6 +101,25 @@ class Uploads:
         upload.is_abandoned = True
         async with upload.turn:
             self._forget(number)
+
+    def check(self, now_ns: int, patience_s: float) -> None:
+        """Give up what no part came for in ``patience_s``; the rest of it fails."""
+        for upload in self._uploads.values():
+            if upload.quiet_ns is None or upload.turn.locked():
+                upload.quiet_ns = now_ns
+            elif not upload.has_failed and now_ns - upload.quiet_ns > patience_s * 1e9:
+                shown = format_seconds(patience_s)
+                _LOG.warning(
+                    "an upload of %d pages is given up: no part came for %s",
+                    upload.page_count,
+                    shown,
+                )
+                upload.fail()
+
+    def wait(self) -> None:
+        """No part can come now, for nothing is read from the client."""
+        for upload in self._uploads.values():
+            upload.quiet_ns = None
 
     async def close(self) -> None:
         """Forget every upload."""
@@ -126,9 +149,16 @@ class Uploads:
                 f"an object of {part.page_count} pages: {self._object_pages_max} are possible"
             )
         # The spool of an abandoned one may still be in the hands of a thread.
-        if sum(not one.is_abandoned for one in self._uploads.values()) >= self._uploads_max:
+        others = [one for one in self._uploads.values() if not one.is_abandoned]
+        if len(others) >= self._uploads_max:
             raise LimitError(
                 f"more than {self._uploads_max} uploads at once: end one, or take more connections"
+            )
+        held = sum(one.page_count for one in others if not one.has_failed)
+        if held + part.page_count > self._object_pages_max:
+            raise LimitError(
+                f"an object of {part.page_count} pages beside uploads of {held}: "
+                f"{self._object_pages_max} are possible together; end one"
             )
         upload = _Upload(part.key, part.page_count)
         self._uploads[part.upload] = upload

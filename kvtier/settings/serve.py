@@ -20,6 +20,7 @@ _TIMES: Final = (
     "frame_timeout_s",
     "write_timeout_s",
     "idle_timeout_s",
+    "upload_timeout_s",
 )
 
 
@@ -46,12 +47,14 @@ class ServeSettings:
         frame_body_bytes: longest body of one frame.
         batch_items_max: most keys, extents or objects of one request.
         uploads_max: objects that a client may be sending in parts at once.
-        upload_bytes: longest object.
+        upload_bytes: longest object, and all that a client may be sending in parts together.
+        spool_bytes: the same of all clients: disk that is taken until the objects are complete.
         listings_max: listings that a client may have open.
         hello_timeout_s: for a new connection, until its token (and certificate) came.
         frame_timeout_s: for a frame, from its first byte to its last.
         write_timeout_s: for a client that does not read its answers.
         idle_timeout_s: for a client that asks nothing.
+        upload_timeout_s: from one part of an object until the next one has come.
     """
 
     host: str = "127.0.0.1"
@@ -74,11 +77,13 @@ class ServeSettings:
     batch_items_max: int = 4096
     uploads_max: int = 4
     upload_bytes: int = 64 << 30
+    spool_bytes: int = 256 << 30
     listings_max: int = 16
     hello_timeout_s: float = 10.0
     frame_timeout_s: float = 60.0
     write_timeout_s: float = 60.0
     idle_timeout_s: float = 600.0
+    upload_timeout_s: float = 60.0
 
 
 def serve_problems(serve: ServeSettings, page_bytes: int) -> Iterator[Problem]:
@@ -129,6 +134,7 @@ def _size_problems(serve: ServeSettings, page_bytes: int) -> Iterator[Problem]:
         # A request with one key of the greatest length.
         ("frame_body", serve.frame_body_bytes, 4096, "a request"),
         ("upload", serve.upload_bytes, page_bytes, "a page"),
+        ("spool", serve.spool_bytes, serve.upload_bytes, "one upload"),
     ):
         if value < least_bytes:
             yield Problem(

@@ -388,12 +388,65 @@ class TestFailing:
         assert isinstance(reply, PutPartReply)
         assert reply.version
 
+    async def test_open_uploads_of_a_client_take_no_more_than_one_object_may(
+        self, memory: MemoryBackend
+    ) -> None:
+        async with (
+            serving(memory, replace(LIMITS, uploads_max=4)) as server,
+            connected(server) as client,
+            connected(server) as other,
+        ):
+            await client.ask(PutPart(1, b"a", 200, 0), rows(1))
+            failure, _ = await client.ask(PutPart(2, b"b", 101, 0), rows(1))
+            assert isinstance(failure, Failure)
+            assert failure.code == ErrorCode.LIMIT
+            assert "beside uploads of 200: 300 are possible together" in failure.text
+            for peer, number, pages in ((client, 3, 100), (other, 1, 300)):
+                reply, _ = await peer.ask(PutPart(number, b"c", pages, 0), rows(1))
+                assert reply == PutPartReply(PageStatus.OK, 0)
+
+    async def test_open_uploads_of_all_clients_take_no_more_disk_than_there_may_be(
+        self, memory: MemoryBackend, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        limits = replace(LIMITS, spool_bytes_max=400 * PAGE_BYTES)
+        async with (
+            serving(memory, limits) as server,
+            connected(server) as client,
+            connected(server) as other,
+        ):
+            await client.ask(PutPart(1, b"a", 300, 0), rows(1))
+            reply, _ = await other.ask(PutPart(1, b"b", 101, 0), rows(1))
+            assert reply == PutPartReply(PageStatus.FAILED, 0)
+            assert "serve.spool" in caplog.text
+            await other.ask(Abandon(1))
+            reply, _ = await other.ask(PutPart(2, b"b", 100, 0), rows(1))
+            assert reply == PutPartReply(PageStatus.OK, 0)
+            await client.ask(Abandon(1))
+            await other.ask(Abandon(2))
+            reply, _ = await other.ask(PutPart(3, b"b", 300, 0), rows(1))
+            assert reply == PutPartReply(PageStatus.OK, 0)
+
+    async def test_an_upload_that_is_not_continued_is_given_up_though_its_client_asks_on(
+        self, memory: MemoryBackend
+    ) -> None:
+        limits = replace(LIMITS, upload_timeout_s=0.02)
+        async with serving(memory, limits) as server, connected(server) as client:
+            await client.ask(PutPart(1, b"a", 2, 0), rows(1))
+            async with asyncio.timeout(10):
+                while server.uploads:
+                    assert isinstance((await client.ask(Stat((b"a",))))[0], StatReply)
+            reply, _ = await client.ask(PutPart(1, b"a", 2, 1), rows(1))
+            assert reply == PutPartReply(PageStatus.FAILED, 0)
+            assert (await memory.stat([b"a"])).pages.tolist() == [-1]
+            reply, _ = await client.ask(PutPart(2, b"a", 2, 0), rows(1))
+            assert reply == PutPartReply(PageStatus.OK, 0)
+
     async def test_an_object_that_the_disk_cannot_take_has_failed(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         large = 4 << 20
         backend = await MemoryBackend.open({}, large)
-        limits = ServerLimits(upload_bytes_max=1 << 60)
+        limits = ServerLimits(upload_bytes_max=1 << 60, spool_bytes_max=1 << 60)
         async with serving(backend, limits, large) as server, connected(server) as client:
             reply, _ = await client.ask(PutPart(1, b"a", (1 << 32) - 1, 0), bytes(large))
             assert reply == PutPartReply(PageStatus.FAILED, 0)

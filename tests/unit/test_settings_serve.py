@@ -32,6 +32,7 @@ def test_everything_of_a_server_can_be_set(tmp_path: Path) -> None:
         ("drain=0 s", "serve.drain is 0 ns: it must be from 1 ms"),
         ("memory=1 MiB", "serve.memory is 1 MiB: one frame_payload has 64 MiB"),
         ("frame_payload=512", "serve.frame_payload is 512 B: a page has 4 KiB"),
+        ("spool=1 GiB", "serve.spool is 1 GiB: one upload has 64 GiB"),
         ("token=secret", "unknown key serve.token; did you mean serve.token_"),
     ],
 )
