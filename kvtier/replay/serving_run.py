@@ -30,7 +30,7 @@ from kvtier.replay.serving import (
 )
 from kvtier.replay.spread import Share, shares_of
 from kvtier.replay.workload import Workload
-from kvtier.serving import ROLES, Arrivals, Engine, Prompts, Roofline, Service, ServingMeter
+from kvtier.serving import ROLES, Arrivals, Engine, Prompts, Role, Roofline, Service, ServingMeter
 from kvtier.settings import Settings, TopologySettings, gpus_of
 from kvtier.trace import Request, RequestTrace, geometry
 
@@ -67,13 +67,15 @@ class Servers:
         self.requests = [RequestMeter(clock) for _ in prompts]
         self._timeline = timeline
         self._clock = clock
+        # A node is called as the GPU whose caches and devices it has.
+        names = gpus_of(settings.topology)
+        roles = ROLES[settings.serving.roles]
         if settings.serving.roles == "split":
             self.shares = [Share(0, 1, "session", settings.seed)]
-            nodes = [ROLES["split"]]
+            nodes = [tuple(map(_called, roles, names))]
         else:
             self.shares = shares_of(workload.trace, settings)
-            (role,) = ROLES["one"]
-            nodes = [(role._replace(name=name),) for name in gpus_of(settings.topology)]
+            nodes = [(_called(roles[0], name),) for name in names]
 
         def after_round() -> None:
             observe(sum(one.finished for one in self.requests))
@@ -200,6 +202,10 @@ def simulate_serving(
             serving=serving,
         )
     )
+
+
+def _called(role: Role, name: str) -> Role:
+    return role._replace(name=name)
 
 
 def with_nodes(settings: Settings) -> Settings:

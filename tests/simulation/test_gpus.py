@@ -339,6 +339,18 @@ def test_page_requests_go_to_one_gpu_after_the_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("drive", DRIVES)
+def test_of_gpus_that_ask_at_the_same_time_the_first_is_served_first(
+    tmp_path: Path, drive: str
+) -> None:
+    slow = DeviceModel(latency_s=0, iops=1000, bytes_per_s=1e12)
+    settings = loaded(TopologySettings(gpus=("z", "m", "a")), slow)
+    settings = replace(settings, replay=ReplaySettings(drive=drive, concurrency=1))  # type: ignore[arg-type]
+    result = simulate(load(tmp_path, threads=3, hops=1), settings)
+    latencies = [gpu["requests"]["latency_us"]["max"] for gpu in result["gpus"]]
+    assert latencies == pytest.approx([1000, 2000, 3000])
+
+
+@pytest.mark.parametrize("drive", DRIVES)
 def test_gpus_without_requests_do_no_harm(trace: Path, drive: str) -> None:
     result = simulate(trace, small(8, drive), limit=3)
     counts = [gpu["requests"]["count"] for gpu in result["gpus"]]

@@ -25,6 +25,7 @@ from kvtier.report.terminal import print_report
 from kvtier.settings import (
     ComputeSettings,
     DeviceModel,
+    HostSettings,
     OriginSettings,
     ReplaySettings,
     ServingSettings,
@@ -215,6 +216,20 @@ def test_a_decode_node_loads_every_prompt_that_it_goes_on_with(shared_prefix: Pa
     assert gpus["decode"]["origin"]["hits"] >= (24 + 30) * 8
     assert gpus["decode"]["writes"]["objects"] == 0
     assert gpus["prefill"]["writes"]["objects"] == 54
+
+
+def test_a_node_is_called_alike_in_all_parts_of_a_result(shared_prefix: Path) -> None:
+    tiers = (TierSettings("hbm", GIB), TierSettings("dram", GIB))
+    topology = TopologySettings(gpus=("left", "right"))
+    settings = served("split", tiers=tiers, topology=topology, host=HostSettings(batch_s=1e-6))
+    result = simulate(shared_prefix, settings)
+    assert [node["name"] for node in result["serving"]["nodes"]] == ["left", "right"]
+    assert [gpu["name"] for gpu in result["gpus"]] == ["left", "right"]
+    of_nodes = {name for name in result["utilisation"] if "(" in name}
+    names = ("left", "right")
+    assert of_nodes == {f"{what} ({one})" for what in ("compute", "hbm", "host") for one in names}
+    prefill, decode = result["serving"]["nodes"]
+    assert (prefill["output_tokens"], decode["computed_tokens"]) == (30, 0)
 
 
 def test_a_prefill_node_keeps_decoding_from_being_held_up(no_prefix: Path) -> None:
