@@ -6,18 +6,21 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from kvtier.calibration.fitting import Fit, compare, fit_model
-from kvtier.calibration.host import HostCost, measure_host
+from kvtier.calibration.host import HostCost, measure_host, median_of
+from kvtier.calibration.load import Operations
 from kvtier.calibration.measuring import (
     Progress,
     measure_loads,
     plan_loads,
     probe_throttle,
+    summarise,
 )
 from kvtier.calibration.target import open_target
 from kvtier.environment import describe_environment
@@ -63,6 +66,7 @@ def calibrate(
     path: Path,
     *,
     seconds: float = 20,
+    rounds: int = 1,
     size_bytes: int = 1 << 30,
     page_bytes: int = 4096,
     write: bool = False,
@@ -74,7 +78,8 @@ def calibrate(
 
     Args:
         path: a directory, where a temporary file is made; or a file, which is only read.
-        seconds: how long to measure; filling the file and fitting come on top.
+        seconds: how long to measure in a round; filling the file and fitting come on top.
+        rounds: measure device and host so often in turn, at least once, and take the medians.
         size_bytes: of the temporary file; of a file that is there, at most so much is used.
         page_bytes: of the smallest operations.
         write: measure writes to a file that is there too, which overwrites it.
@@ -96,21 +101,33 @@ def calibrate(
         throttle = probe_throttle(target, page_bytes, _PROBE_SHARE * seconds, rng)
         loads = plan_loads(page_bytes, writes=target.file.writable)
         load_s = (1 - _PROBE_SHARE - _HOST_SHARE) * seconds
-        measured = measure_loads(target, loads, load_s, rng, progress)
-        model = fit_model(measured, throttle)
-        host = None
-        if os.access(directory, os.W_OK):
-            host = measure_host(directory, model, page_bytes, _HOST_SHARE * seconds, rng)
+        turns: list[list[Operations]] = [[] for _ in loads]
+        costs: list[HostCost] = []
+        for number in range(rounds):
+            tell = partial(_tell, progress, number, rounds)
+            found = measure_loads(target, loads, load_s, rng, tell)
+            for each, new in zip(turns, found, strict=True):
+                each.extend(new)
+            measured = [summarise(load, done) for load, done in zip(loads, turns, strict=True)]
+            model = fit_model(measured, throttle)
+            if os.access(directory, os.W_OK):
+                host_s = _HOST_SHARE * seconds
+                costs.append(measure_host(directory, model, page_bytes, host_s, rng))
     return Calibration(
         model=model,
         fits=tuple(compare(model, measured)),
-        host=host,
+        host=median_of(costs) if costs else None,
         device=target.device,
         direct=target.file.direct,
         size_bytes=target.size_bytes,
         page_bytes=page_bytes,
-        seconds=seconds,
+        seconds=rounds * seconds,
         finished=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         environment=describe_environment(),
         notes=notes,
     )
+
+
+def _tell(progress: Progress, number: int, rounds: int, done: int, total: int | None) -> None:
+    """Of the turns of all rounds, how many are over."""
+    progress(number * (total or 0) + done, rounds * (total or 0))

@@ -10,6 +10,7 @@ found by :mod:`kvtier.calibration.driving`.
 from __future__ import annotations
 
 import asyncio
+import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -64,11 +65,13 @@ class HostCost:
         host: what the software takes.
         origin: a model of the origin of files that it was measured with.
         error: of what occupied the host beside what explains it, as a share; root mean square.
+        rounds: the host of each round, where the others are medians of several; else empty.
     """
 
     host: HostSettings
     origin: DeviceModel
     error: float
+    rounds: tuple[HostSettings, ...] = ()
 
 
 class Shape(NamedTuple):
@@ -123,6 +126,27 @@ def measure_host(
         host = measure_drives(mixed, pages, Path(name), _DRIVES_SHARE * seconds)
     rounded = {each.name: _rounded(getattr(host, each.name)) for each in fields(host)}
     return HostCost(HostSettings(**rounded), origin, error)
+
+
+def median_of(costs: Sequence[HostCost]) -> HostCost:
+    """What several rounds found, each term by its median; of a single one as it is."""
+    if len(costs) == 1:
+        return costs[0]
+    origin = costs[0].origin
+    origins = {
+        name: statistics.median(getattr(cost.origin, name) for cost in costs)
+        for name in ("latency_s", "iops", "bytes_per_s")
+    }
+    hosts = {
+        term.name: statistics.median(getattr(cost.host, term.name) for cost in costs)
+        for term in fields(HostSettings)
+    }
+    return HostCost(
+        HostSettings(**hosts),
+        replace(origin, **origins),
+        statistics.median(cost.error for cost in costs),
+        tuple(cost.host for cost in costs),
+    )
 
 
 async def _measure(

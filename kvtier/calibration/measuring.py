@@ -97,10 +97,20 @@ def plan_loads(page_bytes: int, *, writes: bool) -> list[Load]:
 
 def measure_loads(
     target: Target, loads: list[Load], seconds: float, rng: np.random.Generator, progress: Progress
-) -> list[Measured]:
+) -> list[list[Operations]]:
     """Measure every load in ``ROUNDS`` interleaved turns that take ``seconds`` together.
 
     A turn takes 0.1 s at least: large operations need that to have a rate.
+
+    Args:
+        target: the device.
+        loads: of it.
+        seconds: for how long.
+        rng: chooses the pages.
+        progress: told how many turns are over, of those of this call.
+
+    Returns:
+        The turns of each load.
 
     Raises:
         DeviceError: an operation failed.
@@ -112,7 +122,7 @@ def measure_loads(
             done = run_load(target.file, target.size_bytes, load, turn_s, rng)
             turns[number].append(done.after(round(_WARM_SHARE * turn_s * 1e9)))
             progress(turn * len(loads) + number + 1, ROUNDS * len(loads))
-    return [summarise(load, done) for load, done in zip(loads, turns, strict=True)]
+    return turns
 
 
 def summarise(load: Load, turns: list[Operations]) -> Measured:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from kvtier.calibration.calibrating import Calibration
 from kvtier.calibration.fitting import Fit
+from kvtier.calibration.host import HostCost
 from kvtier.calibration.load import Load
 from kvtier.settings import DeviceModel, HostSettings
 from kvtier.settings.keys import toml_key
@@ -51,6 +52,7 @@ def to_mapping(calibration: Calibration) -> dict[str, Any]:
         "page_bytes": calibration.page_bytes,
         "model": _figures(calibration.model),
         "host": None if cost is None else {**asdict(cost.host), "error": round(cost.error, 3)},
+        "host_rounds": [] if cost is None else [asdict(host) for host in cost.rounds],
         "origin": None if cost is None else _figures(cost.origin),
         "loads": [_row(fit) for fit in calibration.fits],
         "environment": calibration.environment,
@@ -131,6 +133,8 @@ def _lines(calibration: Calibration) -> Iterator[str]:
         f"Driving a trace takes {host.request_s * 1e6:.1f} us per batch of a request in waves, and "
         f"{host.paced_request_s * 1e6:.1f} us in other drives."
     )
+    if cost.rounds:
+        yield f"These are medians of {len(cost.rounds)} rounds; [host] has their spread."
 
 
 def _settings(calibration: Calibration) -> Iterator[str]:
@@ -143,7 +147,7 @@ def _settings(calibration: Calibration) -> Iterator[str]:
     yield from _table("tiers.nvme.model", calibration.model, _COMMENTS)
     if calibration.host is not None:
         yield ""
-        yield from _table("host", calibration.host.host, _HOST_COMMENTS)
+        yield from _table("host", calibration.host.host, _host_comments(calibration.host))
         yield ""
         yield "[origin]"
         yield 'backend = "file"  # files that the system has cached; change it to yours'
@@ -153,6 +157,18 @@ def _settings(calibration: Calibration) -> Iterator[str]:
     yield ""
     yield "[origin]"
     yield 'backend = "memory"  # it was not measured: change it to yours'
+
+
+def _host_comments(cost: HostCost) -> dict[str, str]:
+    """What each term is and, of several rounds, between what it was found."""
+    if not cost.rounds:
+        return _HOST_COMMENTS
+    spreads = {}
+    for name, comment in _HOST_COMMENTS.items():
+        found = [1e6 * getattr(host, name) for host in cost.rounds]
+        spread = f"{_decimal(min(found))} to {_decimal(max(found))} us in {len(found)} rounds"
+        spreads[name] = f"{comment}; {spread}"
+    return spreads
 
 
 def _table(

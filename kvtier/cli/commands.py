@@ -162,6 +162,8 @@ def serve(arguments: argparse.Namespace) -> Exit:
     """``kvtier serve``: a backend for other hosts, until SIGINT or SIGTERM."""
     settings = load_settings(arguments.config, arguments.overrides)
     origin = _origin_to_serve(settings, arguments)
+    if settings.tiers and _is_chosen("tiers", arguments):
+        complain("of no effect in serve: tiers; the origin is exported as it is")
     given = {name: getattr(arguments, name) for name in _SERVE_OPTIONS}
     door = replace(
         settings.serve, **{name: value for name, value in given.items() if value is not None}
@@ -186,6 +188,7 @@ def calibrate(arguments: argparse.Namespace) -> Exit:
         calibration = calibrate(
             arguments.path,
             seconds=arguments.seconds,
+            rounds=arguments.rounds,
             size_bytes=size_bytes,
             page_bytes=page_bytes,
             write=arguments.write,
@@ -291,10 +294,16 @@ def _origin_to_serve(settings: Settings, arguments: argparse.Namespace) -> Origi
         return OriginSettings(arguments.backend, _options(arguments))
     if arguments.option:
         raise SettingsError("--option needs --backend; for the settings' origin use --set")
-    chosen = arguments.config or any(text.startswith("origin.") for text in arguments.overrides)
-    if settings.origin is None or not chosen:
+    if settings.origin is None or not _is_chosen("origin", arguments):
         raise SettingsError("nothing to serve: give --backend NAME, or an [origin] in --config")
     return settings.origin
+
+
+def _is_chosen(table: str, arguments: argparse.Namespace) -> bool:
+    """Whether a table of the settings, if it is there, is not that of the defaults."""
+    return arguments.config is not None or any(
+        text.startswith(f"{table}.") for text in arguments.overrides
+    )
 
 
 def _size_bytes(text: str, flag: str) -> int:

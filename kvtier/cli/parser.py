@@ -166,6 +166,13 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=_at_least(1), default=20, metavar="N", help="to measure for (%(default)s)"
     )
+    parser.add_argument(
+        "--rounds",
+        type=_at_least(1),
+        default=1,
+        metavar="N",
+        help="measure so often, --seconds each, and take the medians (%(default)s)",
+    )
     parser.add_argument("--size", default="1GiB", help="of the file (%(default)s)")
     parser.add_argument("--page-bytes", default="4KiB", metavar="SIZE", help="(%(default)s)")
     parser.add_argument(

@@ -23,7 +23,7 @@ from kvtier.calibration import (
 )
 from kvtier.calibration.explaining import explain
 from kvtier.calibration.fitting import compare, fit_model
-from kvtier.calibration.host import HostCost, measure_host
+from kvtier.calibration.host import HostCost, measure_host, median_of
 from kvtier.calibration.load import run_load
 from kvtier.calibration.measuring import (
     Measured,
@@ -292,8 +292,9 @@ def test_an_interrupted_load_leaves_no_thread_behind(
 def test_loads_are_measured_in_turns_and_reported(target: Target) -> None:
     loads = [Load(1, PAGE_BYTES), Load(2, 1 << 20), Load(2, PAGE_BYTES, 0.5)]
     told: list[tuple[int, int | None]] = []
-    found = measure_loads(target, loads, 0.9, _rng(), lambda *done: told.append(done))
-    assert [each.load for each in found] == loads
+    turns = measure_loads(target, loads, 0.9, _rng(), lambda *done: told.append(done))
+    assert [len(each) for each in turns] == [3, 3, 3]
+    found = [summarise(load, each) for load, each in zip(loads, turns, strict=True)]
     assert told == [(turn, 9) for turn in range(1, 10)]
     for each in found:
         assert each.iops > 0
@@ -309,6 +310,32 @@ def test_what_the_host_takes_is_measured_and_never_negative(tmp_path: Path) -> N
     assert cost.origin.iops > 0
     assert list(tmp_path.iterdir()) == []
     validate(Settings(origin=OriginSettings("file", model=cost.origin), host=cost.host))
+
+
+def test_rounds_of_the_host_are_summed_up_by_their_medians() -> None:
+    rounds = [
+        HostCost(replace(HOST, batch_s=batch_s), replace(ORIGIN, iops=iops), error)
+        for batch_s, iops, error in ((3e-6, 1e3, 0.3), (1e-6, 3e3, 0.1), (8e-6, 2e3, 0.2))
+    ]
+    found = median_of(rounds)
+    assert found.host == replace(HOST, batch_s=3e-6)
+    assert found.origin == replace(ORIGIN, iops=2e3)
+    assert found.error == 0.2
+    assert [host.batch_s for host in found.rounds] == [3e-6, 1e-6, 8e-6]
+    assert median_of(rounds[:1]) == rounds[0]
+
+
+def test_the_settings_say_between_what_a_term_was_found(tmp_path: Path) -> None:
+    costs = [HostCost(replace(HOST, batch_s=each), ORIGIN, 0.1) for each in (1e-6, 2.5e-6, 4e-6)]
+    found = replace(calibration(GUEST), host=median_of(costs))
+    path = tmp_path / "device.toml"
+    path.write_text(to_toml(found))
+    assert re.search(r'^batch = "2\.5 us"  # .*; 1 to 4 us in 3 rounds$', path.read_text(), re.M)
+    assert "medians of 3 rounds" in path.read_text()
+    host = load_settings(path).host
+    assert host is not None
+    assert host.batch_s == pytest.approx(2.5e-6)
+    assert [each["batch_s"] for each in to_mapping(found)["host_rounds"]] == [1e-6, 2.5e-6, 4e-6]
 
 
 @compiled

@@ -25,7 +25,7 @@ def test_a_calibration_writes_settings_that_a_simulation_takes(
 ) -> None:
     device, out, found = tmp_path / "device", tmp_path / "out.toml", tmp_path / "out.json"
     device.mkdir()
-    limits = ["--seconds", "1", "--size", "64MiB"]
+    limits = ["--seconds", "1", "--rounds", "2", "--size", "64MiB"]
     assert main(["calibrate", str(device), *limits, "--out", str(out), "--json", str(found)]) == 0
     assert list(device.iterdir()) == []
     assert "read 4 KiB, depth 128" in capsys.readouterr().out
@@ -35,6 +35,8 @@ def test_a_calibration_writes_settings_that_a_simulation_takes(
     described = json.loads(found.read_text())
     assert described["model"]["iops"] == model.iops
     assert described["model"]["write_iops"] == model.write_iops
+    assert described["seconds"] == len(described["host_rounds"]) == 2
+    assert " in 2 rounds" in out.read_text()
     assert {row["load"] for row in described["loads"]} >= {"read 1 MiB, depth 16"}
 
     trace = str(ROOT / "traces" / "sample.parquet")
