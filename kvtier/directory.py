@@ -67,6 +67,8 @@ class ObjectDirectory:
         objects_max: its bound.
         identities: is kept in step with the directory, where objects outlive this process.
         restored: objects that did, under the ids that they had; found by their keys.
+        origin_is_truth: only what the origin has is found. Restored objects that no origin had
+            stay unknown, and make room first.
     """
 
     def __init__(
@@ -74,6 +76,8 @@ class ObjectDirectory:
         objects_max: int,
         identities: Identities | None = None,
         restored: Restored | None = None,
+        *,
+        origin_is_truth: bool = False,
     ) -> None:
         if not 1 <= objects_max < OBJECT_IDS:
             raise LimitError(f"objects_max is {objects_max}: it must be from 1 to {OBJECT_IDS - 1}")
@@ -82,6 +86,7 @@ class ObjectDirectory:
         self._by_id: dict[int, ObjectEntry] = {}
         self._identities = identities
         self._unopened: UnopenedObjects | None = None
+        self._origin_is_truth = origin_is_truth
         self._next_id = 0
         self._next_version = 1
         self._retired: dict[bytes, int] = {}
@@ -98,7 +103,7 @@ class ObjectDirectory:
 
     def find(self, keys: Sequence[bytes]) -> list[ObjectEntry | None]:
         """The present object of each key, None where none is known; counts as opening it."""
-        if self._unopened:
+        if self._unopened and not self._origin_is_truth:
             self._open_local(keys, self._unopened)
         found = [self._by_key.get(key) for key in keys]
         for entry in found:

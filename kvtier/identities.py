@@ -113,6 +113,11 @@ class Restored(NamedTuple):
     next_object_id: int
     next_version: int
 
+    @property
+    def local(self) -> int:
+        """How many of the objects no origin had."""
+        return int(np.count_nonzero(self.objects[:, LENGTH] & LOCAL_LENGTH))
+
 
 class Unopened(NamedTuple):
     """An object that was there before, and that nobody has asked for yet."""

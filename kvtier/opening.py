@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -23,6 +24,8 @@ from kvtier.registry import open_backend
 from kvtier.settings import Settings, validate
 from kvtier.tiers import CudaTier, NvmeTier, open_tier
 from kvtier.wrappers import wrapped
+
+logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
@@ -89,8 +92,16 @@ async def open_cache(
             tiers.append(tier)
             if isinstance(tier, NvmeTier) and tier_settings.files:
                 kept = tier
+        origin_is_truth = settings.origin is not None and settings.origin.write == "through"
+        restored = None if kept is None else kept.restored
+        if origin_is_truth and restored is not None and restored.local:
+            logger.warning(
+                "the nvme tier holds %d objects that no origin had: they are not found beside an "
+                "origin that is written through (origin.write = 'none' finds them)",
+                restored.local,
+            )
         directory = ObjectDirectory(
-            settings.chain.objects_max, identities, None if kept is None else kept.restored
+            settings.chain.objects_max, identities, restored, origin_is_truth=origin_is_truth
         )
 
         def forget(entries: Sequence[ObjectEntry]) -> None:
