@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kvtier.cache import OpenedObjects, ReadResult, TieredCache
+    from kvtier.cache_metrics import exposition
     from kvtier.errors import KvtierError
     from kvtier.lease import Lease
     from kvtier.opening import open_cache
@@ -22,6 +23,7 @@ __all__ = [
     "Settings",
     "TieredCache",
     "default_settings",
+    "exposition",
     "load_settings",
     "open_cache",
 ]
@@ -35,6 +37,7 @@ _HOMES = {
     "Settings": "kvtier.settings",
     "TieredCache": "kvtier.cache",
     "default_settings": "kvtier.settings",
+    "exposition": "kvtier.cache_metrics",
     "load_settings": "kvtier.settings",
     "open_cache": "kvtier.opening",
 }

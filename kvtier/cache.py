@@ -154,6 +154,11 @@ class TieredCache(Generic[DriverT]):
         return self._driver
 
     @property
+    def settings(self) -> Settings:
+        """As it was opened."""
+        return self._settings
+
+    @property
     def catalogue(self) -> Catalogue:
         """For the names of PageIds."""
         return self._catalogue

@@ -90,6 +90,7 @@ class AsyncDriver(ChainDriver):
         self._levels = levels
         self._page_bytes = page_bytes
         self._clock = clock
+        self._opened_ns = clock.now_ns()
         self._deadline_s = deadline_s
         self._jobs: dict[int, _Job] = {}
         self._tasks = Tasks(self._ended)
@@ -103,6 +104,11 @@ class AsyncDriver(ChainDriver):
     def tiers(self) -> tuple[Tier, ...]:
         """In the chain's order."""
         return self._levels.tiers
+
+    @property
+    def age_s(self) -> float:
+        """How long it has been open."""
+        return (self._clock.now_ns() - self._opened_ns) / 1e9
 
     # -- batches ------------------------------------------------------------------------------
 

@@ -17,7 +17,6 @@ from kvtier.replay.fleet import Gpu
 from kvtier.replay.paced import Pace
 from kvtier.replay.payload import Verifier
 from kvtier.replay.series import Series
-from kvtier.replay.wear import wear
 from kvtier.settings import (
     DeviceModel,
     Settings,
@@ -28,6 +27,7 @@ from kvtier.settings import (
     to_dict,
 )
 from kvtier.settings.rates import reads_per_s
+from kvtier.wear import wear
 
 SCHEMA_VERSION = 1
 

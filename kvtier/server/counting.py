@@ -1,8 +1,6 @@
 """What a server counts, and how Prometheus reads it.
 
-The text is that of the exposition format 0.0.4
-(https://prometheus.io/docs/instrumenting/exposition_formats/). Nothing in it names a tenant, a key
-or an address, so its size has a bound.
+Nothing in the text names a tenant, a key or an address, so its size has a bound.
 """
 
 from __future__ import annotations
@@ -14,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import accumulate
 from typing import Final
+
+from kvtier.prometheus import Kind, family, head
 
 LATENCY_BOUNDS_S: Final = tuple(
     scale * step for scale in (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0) for step in (1.0, 2.5, 5.0)
@@ -78,24 +78,24 @@ class ServerCounters:
         """All of it, and what is so now: values by name, of which ``HELP`` has a line each."""
         lines: list[str] = []
         for name, value in gauges.items():
-            lines += _family(name, "gauge", [("", value)])
-        lines += _family("kvtier_connections_accepted_total", "counter", [("", self.accepted)])
-        lines += _family("kvtier_received_bytes_total", "counter", [("", self.received_bytes)])
-        lines += _family("kvtier_sent_bytes_total", "counter", [("", self.sent_bytes)])
+            lines += _family(name, "gauge", [({}, value)])
+        lines += _family("kvtier_connections_accepted_total", "counter", [({}, self.accepted)])
+        lines += _family("kvtier_received_bytes_total", "counter", [({}, self.received_bytes)])
+        lines += _family("kvtier_sent_bytes_total", "counter", [({}, self.sent_bytes)])
         lines += _family(
             "kvtier_refusals_total",
             "counter",
-            [(f'{{reason="{reason}"}}', count) for reason, count in sorted(self.refusals.items())],
+            [({"reason": reason}, count) for reason, count in sorted(self.refusals.items())],
         )
         lines += _family(
             "kvtier_requests_total",
             "counter",
             [
-                (f'{{kind="{kind}",status="{outcome}"}}', count)
+                ({"kind": kind, "status": outcome}, count)
                 for (kind, outcome), count in sorted(self._requests.items())
             ],
         )
-        lines += _head("kvtier_request_seconds", "histogram")
+        lines += head("kvtier_request_seconds", "histogram", HELP["kvtier_request_seconds"])
         for kind, latencies in sorted(self._latencies.items()):
             lines += _histogram("kvtier_request_seconds", kind, latencies)
         return "\n".join(lines) + "\n"
@@ -117,12 +117,8 @@ HELP: Final[Mapping[str, str]] = {
 }
 
 
-def _family(name: str, kind: str, samples: Iterable[tuple[str, float]]) -> list[str]:
-    return [*_head(name, kind), *(f"{name}{labels} {value:.15g}" for labels, value in samples)]
-
-
-def _head(name: str, kind: str) -> list[str]:
-    return [f"# HELP {name} {HELP[name]}", f"# TYPE {name} {kind}"]
+def _family(name: str, kind: Kind, samples: Iterable[tuple[Mapping[str, str], float]]) -> list[str]:
+    return family(name, kind, HELP[name], samples)
 
 
 def _histogram(name: str, kind: str, latencies: _Latencies) -> list[str]:

@@ -10,10 +10,10 @@ from small_results import result
 from small_results import tier as tier_of
 
 from kvtier.chain import LevelCounters
-from kvtier.replay.wear import wear
 from kvtier.report.schema import Tier
 from kvtier.report.terminal import print_report
 from kvtier.settings import TierSettings
+from kvtier.wear import wear
 
 PAGE = 4096
 DRIVE = TierSettings("nvme", 1000 * PAGE)

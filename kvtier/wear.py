@@ -1,4 +1,4 @@
-"""What a run wrote to the device of a tier, and how fast that wears it out."""
+"""What was written to the device of a tier, and how fast that wears it out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def wear(
     caches: int,
     duration_s: float,
 ) -> dict[str, Any]:
-    """The keys of ``tiers[]`` that are about writing.
+    """The keys of ``tiers[]`` of a result that are about writing.
 
     This is the one place where all that is written to a device is added up.
 
@@ -29,7 +29,7 @@ def wear(
         page_bytes: bytes of a page.
         extra_bytes: written to the device beside the pages that callers and fills gave it.
         caches: whose tiers of this capacity the counts are of, all together.
-        duration_s: of the run.
+        duration_s: how long that took.
     """
     payload_bytes = (level.device_writes - level.moved_pages) * page_bytes
     written_bytes = level.device_writes * page_bytes + extra_bytes
