@@ -15,6 +15,7 @@ from kvtier.replay.paced import Pace
 from kvtier.replay.repeated import RepeatedDrive
 from kvtier.replay.result import Run, level_names
 from kvtier.replay.series import Series
+from kvtier.replay.unused import note_unused
 from kvtier.replay.workload import Workload, load_workload
 from kvtier.settings import Settings
 
@@ -46,6 +47,7 @@ def repeat_trace(
     check_can_log(settings)
     workload = load_workload(path, settings, limit, scaled=True)
     logged = open_fitting_log(events, workload, settings)
+    note_unused(settings, workload, notify)
     notify(workload.summary(settings))
     clock = VirtualClock()
     driver = open_repetition(

@@ -15,6 +15,7 @@ import numpy as np
 from kvtier.cache import TieredCache
 from kvtier.chain import Chain
 from kvtier.clock import Clock, VirtualClock, WallClock
+from kvtier.cuda import open_gpu
 from kvtier.emulator import VirtualLoop
 from kvtier.errors import SettingsError
 from kvtier.events import EventLog, RecordingChain, open_event_log
@@ -40,11 +41,13 @@ from kvtier.replay.series import Series
 from kvtier.replay.serving import check_drive
 from kvtier.replay.serving_run import simulate_serving
 from kvtier.replay.spread import Share, shares_of
+from kvtier.replay.unused import note_unused
 from kvtier.replay.waves import Waves
 from kvtier.replay.workload import Workload, check_simulation, load_workload
 from kvtier.replay.writing import ObjectWriter
 from kvtier.settings import ReplaySettings, Settings, gpus_of, validate
 from kvtier.tiers import NvmeTier
+from kvtier.tiers.log_opening import check_files
 from kvtier.trace import PageTrace
 from kvtier.wrappers import counts_of
 
@@ -93,9 +96,14 @@ async def replay_trace(
         )
     check_drive(settings)
     check_machine(settings)
+    # Before anything is stored: there may be no GPU, or another file in the place of a tier's.
+    for tier in _empty(settings).tiers:
+        check_files(tier, settings.page_bytes)
+    gpu = open_gpu(settings.device) if any(one.name == "hbm" for one in settings.tiers) else None
     if events is not None:
         check_can_log(settings)
     workload = load_workload(path, settings, limit, scaled=True)
+    note_unused(settings, workload, notify)
     notify(workload.summary(settings))
     async with AsyncExitStack() as stack:
         if is_temporary(settings.origin):
@@ -112,7 +120,7 @@ async def replay_trace(
             logged = describe_log(events, header)
             make_chain = partial(RecordingChain, log)
         cache = await stack.enter_async_context(
-            open_cache(_empty(settings), clock=clock, origin=origin, make_chain=make_chain)
+            open_cache(_empty(settings), clock=clock, origin=origin, make_chain=make_chain, gpu=gpu)
         )
         verifier = Verifier(
             settings.replay.verify_share,
@@ -143,9 +151,7 @@ async def replay_trace(
 
 def _empty(settings: Settings) -> Settings:
     """No tier is warm from an earlier run: a replay can be repeated, and compared."""
-    tiers = (
-        replace(tier, rebuild=True) if tier.name == "nvme" else tier for tier in settings.tiers
-    )
+    tiers = (replace(tier, rebuild=True) if tier.files else tier for tier in settings.tiers)
     return replace(settings, tiers=tuple(tiers))
 
 
@@ -170,6 +176,7 @@ def simulate_trace(
     workload = load_workload(path, settings, limit, scaled=False)
     check_simulation(workload)
     shares = shares_of(workload.trace, settings)
+    note_unused(settings, workload, notify)
     notify(workload.summary(settings))
     if settings.replay.drive == "serving":
         return simulate_serving(workload, settings, progress)

@@ -43,7 +43,7 @@ STRIPE_MIN: Final = 64 << 10
 WRITE_BUFFER_MAX: Final = 1 << 40
 
 _OF_FILES: Final = (
-    *("path", "paths", "stripe_bytes", "rebuild"),
+    *("path", "paths", "stripe_bytes", "rebuild", "engine", "queue_depth", "direct"),
     *("write_buffer_bytes", "segment_bytes", "faults"),
 )
 
@@ -165,6 +165,16 @@ def _file_problems(prefix: str, tier: TierSettings) -> Iterator[Problem]:
     if tier.paths and tier.path is not None:
         yield Problem(
             f"{prefix}.paths", f"{prefix}.paths is given beside {prefix}.path: give one of the two"
+        )
+    if tier.name == "nvme" and not tier.paths and tier.stripe_bytes != plain.stripe_bytes:
+        key = f"{prefix}.stripe"
+        yield Problem(key, f"{key} is of several files: give {prefix}.paths, or leave it out")
+    if tier.name == "nvme" and tier.rebuild and not tier.files:
+        key = f"{prefix}.rebuild"
+        yield Problem(
+            key,
+            f"{key}: without {prefix}.path the file is a temporary one, which is always new; give "
+            "a path, or leave it out",
         )
     places = [path.absolute() for path in tier.paths]
     for path in places:

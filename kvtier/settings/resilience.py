@@ -147,7 +147,7 @@ def resilience_problems(prefix: str, resilience: ResilienceSettings) -> Iterator
 
 
 def _unfitting(prefix: str, resilience: ResilienceSettings) -> Iterator[Problem]:
-    """Times that make no sense beside each other."""
+    """What makes no sense beside each other."""
     deadline_s, timeout_s = resilience.deadline_s, resilience.read_timeout_s
     if deadline_s is not None and 0 < timeout_s <= deadline_s:
         yield Problem(
@@ -155,3 +155,13 @@ def _unfitting(prefix: str, resilience: ResilienceSettings) -> Iterator[Problem]
             f"{prefix}.deadline is {format_seconds(deadline_s)}: it must be less than "
             f"{prefix}.read_timeout = {format_seconds(timeout_s)}, or no late page could fill",
         )
+    rate, plain = resilience.rate, RateSettings()
+    if rate.iops is None and rate.bytes_per_s is None:
+        for name, is_given in (
+            ("burst", rate.burst_s != plain.burst_s),
+            ("waiting_max", rate.waiting_max != plain.waiting_max),
+        ):
+            if is_given:
+                key = f"{prefix}.rate.{name}"
+                sentence = f"{key} is of a rate limit: give {prefix}.rate.iops or .bandwidth too"
+                yield Problem(key, sentence)

@@ -86,6 +86,17 @@ async def open_nvme(
     return tier
 
 
+def check_files(settings: TierSettings, page_bytes: int) -> None:
+    """See whether there is anything else in the place of the tier's files; nothing is changed.
+
+    Raises:
+        SettingsError: there is, and opening them would be refused.
+        DeviceError: they cannot be read.
+    """
+    if settings.files:
+        _found_superblock(settings, stripe_bytes_for(settings.stripe_bytes, page_bytes))
+
+
 def _drive(settings: TierSettings, file: FileEngine, layout: LogLayout) -> FileEngine:
     """The file once it is made, as the drive that it is said to be on."""
     faults = settings.faults
@@ -105,8 +116,27 @@ def _found_file_id(
         SettingsError: the file is no log, or one that does not fit.
         DeviceError: it cannot be read.
     """
+    superblock = _found_superblock(settings, stripe_bytes)
+    if superblock is None or settings.rebuild:
+        return None
+    for name, wanted in (
+        ("format", FORMAT_VERSION),
+        ("page_bytes", layout.page_bytes),
+        ("segment_pages", layout.segment_pages),
+        ("segments", layout.segments),
+        ("seed", seed),
+    ):
+        if int(superblock[name]) != wanted:
+            raise SettingsError(
+                f"{_key_of(settings)}: {settings.files[0]} holds a log with {name} "
+                f"{superblock[name]}, and it would be {wanted} now: {_ADVICE}"
+            )
+    return _words(superblock)
+
+
+def _found_superblock(settings: TierSettings, stripe_bytes: int) -> Blocks | None:
+    """That of the log that is there; None: there is none. Errors as of :func:`check_files`."""
     path, rebuild = settings.files[0], settings.rebuild
-    key = "tiers.nvme.paths" if settings.paths else "tiers.nvme.path"
     start = 0
     if len(settings.files) > 1:
         try:
@@ -128,23 +158,14 @@ def _found_file_id(
     superblock = find_superblock(head)
     if superblock is None:
         raise SettingsError(
-            f"{key}: {path} is there and is no log of kvtier: remove it, or name another file"
+            f"{_key_of(settings)}: {path} is there and is no log of kvtier: remove it, or name "
+            "another file"
         )
-    if rebuild:
-        return None
-    for name, wanted in (
-        ("format", FORMAT_VERSION),
-        ("page_bytes", layout.page_bytes),
-        ("segment_pages", layout.segment_pages),
-        ("segments", layout.segments),
-        ("seed", seed),
-    ):
-        if int(superblock[name]) != wanted:
-            raise SettingsError(
-                f"{key}: {path} holds a log with {name} {superblock[name]}, and it "
-                f"would be {wanted} now: {_ADVICE}"
-            )
-    return _words(superblock)
+    return superblock
+
+
+def _key_of(settings: TierSettings) -> str:
+    return "tiers.nvme.paths" if settings.paths else "tiers.nvme.path"
 
 
 def _words(superblock: Blocks) -> U64:

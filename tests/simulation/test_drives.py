@@ -369,7 +369,7 @@ def test_any_trace_comes_to_its_end_in_any_drive(
     settings = replace(
         settings,
         tiers=tuple(
-            TierSettings(name, 16 * PAGE_BYTES, direct=False, extent_pages_max=2)
+            TierSettings(name, 16 * PAGE_BYTES, direct=name != "nvme", extent_pages_max=2)
             for name in order
             if name in tiers
         ),

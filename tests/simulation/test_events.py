@@ -71,7 +71,7 @@ def paced(drive: str = "closed", tiers: str = "hbm dram nvme", **pace: Any) -> S
     return Settings(
         device="cpu",
         tiers=tuple(
-            TierSettings(name, sizes[name], extent_pages_max=4, direct=False)  # type: ignore[arg-type]
+            TierSettings(name, sizes[name], extent_pages_max=4, direct=name != "nvme")  # type: ignore[arg-type]
             for name in tiers.split()
         ),
         origin=OriginSettings("memory", extent_pages_max=4),

@@ -23,11 +23,13 @@ from kvtier.report.soundness import check_sums
 from kvtier.server import serve
 from kvtier.settings import (
     ChainSettings,
+    ComputeSettings,
     DeviceModel,
     FaultSettings,
     OriginSettings,
     ReadFaultSettings,
     ReplaySettings,
+    ServingSettings,
     Settings,
     TierSettings,
     WriteFaultSettings,
@@ -392,3 +394,30 @@ def test_a_latency_out_of_range_is_refused(figures: dict[str, float]) -> None:
     with pytest.raises(SettingsError) as refusal:
         validate(small(origin=OriginSettings("memory", latency=model)))
     assert str(refusal.value).startswith("origin.latency.")
+
+
+def test_a_run_names_what_was_set_and_its_drive_does_not_use(tmp_path: Path) -> None:
+    path = write_conversations(tmp_path / "t.parquet")
+    told: list[str] = []
+
+    def told_of(**changes: Any) -> str:
+        told.clear()
+        simulate_trace(path, small(**changes), limit=1, progress=quiet, notify=told.append)
+        return told[0]
+
+    paced = ReplaySettings(speed=2.0, tick_s=1e-3, compute_s=1e-3, spread="session")
+    model = {"compute": ComputeSettings(devices=8), "serving": ServingSettings("split")}
+    idle = "of no effect in this run, whose drive is"
+    assert told_of(replay=paced, **model) == (
+        f"{idle} waves: replay.compute, replay.tick, replay.speed, replay.spread, "
+        "compute.devices, serving.roles"
+    )
+    closed = replace(paced, drive="closed")
+    assert told_of(replay=closed) == f"{idle} closed: replay.speed, replay.spread"
+    assert idle not in told_of(replay=replace(closed, drive="open", spread=None))
+    path = write_graph_search(tmp_path / "graph.parquet")
+    blocks = ReplaySettings(pages_per_block=4, model="qwen3-8b")
+    assert told_of(replay=blocks) == f"{idle} waves: replay.pages_per_block, replay.model"
+    settings = small(replay=blocks)
+    asyncio.run(replay_trace(path, settings, limit=1, progress=quiet, notify=told.append))
+    assert told.count(f"{idle} waves: replay.pages_per_block, replay.model") == 2

@@ -42,7 +42,7 @@ device = "cpu"
 
 [tiers.nvme]
 capacity = "4 GiB"
-path = "cache.pages"
+paths = ["left.pages", "right.pages"]
 engine = "aiofiles"
 queue_depth = 64
 direct = false
@@ -105,7 +105,7 @@ EVERY_SETTING = Settings(
         TierSettings(
             "nvme",
             4 << 30,
-            path=Path("cache.pages"),
+            paths=(Path("left.pages"), Path("right.pages")),
             engine="aiofiles",
             queue_depth=64,
             direct=False,
@@ -365,6 +365,9 @@ def test_what_a_drive_cannot_be_is_refused(tmp_path: Path, override: str, messag
     [
         "path=a",
         "paths=['a', 'b']",
+        "engine=threads",
+        "queue_depth=64",
+        "direct=false",
         "stripe=1MiB",
         "rebuild=true",
         "write_buffer=1MiB",
@@ -378,6 +381,21 @@ def test_a_tier_in_memory_is_asked_for_nothing_that_files_have(
     refusal = _refusal(tmp_path, DRAM, [f"tiers.dram.{override}"])
     key = override.partition("=")[0]
     assert refusal == f"--set: tiers.dram.{key}: only the nvme tier has a file"
+
+
+@pytest.mark.parametrize(
+    ("override", "advice"),
+    [
+        ("stripe=1MiB", "stripe is of several files: give tiers.nvme.paths, or leave it out"),
+        ("rebuild=true", "rebuild: without tiers.nvme.path the file is a temporary one"),
+    ],
+)
+def test_a_temporary_drive_is_asked_for_nothing_that_named_files_have(
+    tmp_path: Path, override: str, advice: str
+) -> None:
+    nvme = "[tiers.nvme]\ncapacity = '1 GiB'\n"
+    refusal = _refusal(tmp_path, nvme, [f"tiers.nvme.{override}"])
+    assert refusal.startswith(f"--set: tiers.nvme.{advice}")
 
 
 def test_how_a_drive_misbehaves_is_read_from_its_table(tmp_path: Path) -> None:
@@ -536,7 +554,7 @@ def test_settings_are_described_as_json_under_their_field_names() -> None:
         "devices": 2,
         "preset": "custom",
     }
-    assert described["tiers"][1]["path"] == "cache.pages"
+    assert described["tiers"][1]["paths"] == ["left.pages", "right.pages"]
     assert described["origin"]["options"] == {"url": "tcp://127.0.0.1:7070"}
     assert described["chain"]["staging_bytes"] == 8 << 20
 

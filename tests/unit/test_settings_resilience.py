@@ -89,3 +89,10 @@ def test_what_cannot_be_is_refused_in_one_line_by_its_key(override: str, message
     assert message in str(caught.value)
     assert str(caught.value).startswith("--set: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["burst=1 s", "waiting_max=3"])
+def test_a_rate_limit_that_limits_nothing_is_refused(key: str) -> None:
+    with pytest.raises(SettingsError, match=r"is of a rate limit: give .*rate\.iops"):
+        resilience(f"rate.{key}")
+    resilience(f"rate.{key}", "rate.bandwidth=1 GB/s")
