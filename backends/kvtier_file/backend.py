@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from kvtier_file.layout import open_layout
 from kvtier_file.names import KEY_BYTES_MAX, is_folder, key_of
 from kvtier_file.objects import ObjectFiles
 from kvtier_file.reading import ExtentReader
-from kvtier_file.workers import Workers
+from kvtier_file.workers import Workers, to_the_end
 
 _THREADS_MAX: Final = 256
 _OPTIONS: Final[Mapping[str, type | tuple[type, ...]]] = {
@@ -69,7 +68,8 @@ class FileBackend(Backend):
             raise SettingsError(
                 f"option 'threads' of backend 'file' is {threads}: 1 to {_THREADS_MAX} are possible"
             )
-        layout = await asyncio.to_thread(open_layout, Path(options["root"]), page_bytes)
+        # To the end: whoever gives up may remove the directory, and that must not be filled then.
+        layout = await to_the_end(open_layout, Path(options["root"]), page_bytes)
         files = ObjectFiles(layout, page_bytes, sync=options.get("sync", True))
         return cls(files, page_bytes, threads)
 

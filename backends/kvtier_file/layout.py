@@ -40,11 +40,13 @@ def open_layout(root: Path, page_bytes: int) -> Layout:
     """Open the store in ``root``, or make one if ``root`` is empty or not there.
 
     Raises:
-        SettingsError: ``root`` holds something else, or pages of another size.
+        SettingsError: ``root`` is a file, holds something else, or pages of another size.
         BackendError: it cannot be read or made.
     """
     layout = Layout(str(root / "objects"), str(root / "incoming"))
     marker = root / "format.json"
+    if root.exists() and not root.is_dir():
+        raise SettingsError(f"{root} is a file, and a file store is a directory: name another root")
     try:
         root.mkdir(parents=True, exist_ok=True)
         if not marker.exists():

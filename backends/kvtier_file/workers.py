@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -66,6 +66,16 @@ class Workers:
         return future
 
 
+async def to_the_end(function: Callable[..., T], *args: object) -> T:
+    """What ``function`` returns, called in a thread; who is cancelled waits for its end as well."""
+    future = asyncio.get_running_loop().run_in_executor(None, function, *args)
+    try:
+        await _ended([future], threading.Event())
+    finally:
+        future.exception()  # seen, also where a cancellation goes before it
+    return future.result()
+
+
 def _until(stop: threading.Event, items: Iterable[int]) -> Iterator[int]:
     for item in items:
         if stop.is_set():
@@ -73,7 +83,7 @@ def _until(stop: threading.Event, items: Iterable[int]) -> Iterator[int]:
         yield item
 
 
-async def _ended(futures: list[asyncio.Future[None]], stop: threading.Event) -> None:
+async def _ended(futures: Sequence[asyncio.Future[Any]], stop: threading.Event) -> None:
     """Return once all are done; when cancelled, say stop and wait all the same."""
     cancelled: asyncio.CancelledError | None = None
     pending = set(futures)

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import resource
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -14,11 +15,11 @@ import numpy as np
 import pytest
 import pytest_asyncio
 from kvtier_file import FileBackend
-from kvtier_file.layout import open_layout
+from kvtier_file.layout import Layout, open_layout
 from kvtier_file.names import KEY_BYTES_MAX, key_of, path_of
 
 from kvtier.backend import Backend
-from kvtier.errors import BackendError, SettingsError
+from kvtier.errors import SettingsError
 from kvtier.pages import U8, PageStatus
 from kvtier.testing.batches import list_keys, make_extents, make_objects, put_objects, read_objects
 from kvtier.testing.contract import BackendContract
@@ -274,10 +275,37 @@ class TestOpening:
         await (await open_store(tmp_path / "new" / "store")).close()
         assert (tmp_path / "new" / "store" / "objects").is_dir()
 
+    async def test_an_opening_that_is_cancelled_makes_nothing_afterwards(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        begun, go_on = threading.Event(), threading.Event()
+
+        def open_slowly(root: Path, page_bytes: int) -> Layout:
+            begun.set()
+            go_on.wait(10)
+            return open_layout(root, page_bytes)
+
+        monkeypatch.setattr("kvtier_file.backend.open_layout", open_slowly)
+        opening = asyncio.create_task(open_store(tmp_path / "store"))
+        await asyncio.to_thread(begun.wait, 10)
+        opening.cancel()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not opening.done()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        assert (tmp_path / "store" / "format.json").exists(), "it was waited for"
+
     async def test_a_root_of_other_pages_is_refused(self, tmp_path: Path) -> None:
         await (await open_store(tmp_path)).close()
         with pytest.raises(SettingsError, match="set page_bytes to 512"):
             await FileBackend.open({"root": tmp_path}, 4096)
+
+    async def test_a_root_that_is_a_file_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "thesis.tex").write_text("years of work")
+        with pytest.raises(SettingsError, match=r"thesis\.tex is a file.*name another root"):
+            await open_store(tmp_path / "thesis.tex")
 
     async def test_a_root_that_holds_something_else_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.tex").write_text("years of work")
@@ -297,11 +325,6 @@ class TestOpening:
         marker.write_text(json.dumps({**json.loads(marker.read_text()), "version": 2}))
         with pytest.raises(SettingsError, match="version 2"):
             await open_store(tmp_path)
-
-    async def test_a_root_that_is_a_file_is_refused(self, tmp_path: Path) -> None:
-        (tmp_path / "file").write_text("")
-        with pytest.raises(BackendError, match="cannot be a file store"):
-            await open_store(tmp_path / "file")
 
     async def test_a_store_may_be_made_by_several_at_once(self, tmp_path: Path) -> None:
         for backend in await asyncio.gather(*(open_store(tmp_path) for _ in range(8))):

@@ -15,6 +15,7 @@ import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -22,9 +23,10 @@ from rich.console import Console
 
 from kvtier.cli import main
 from kvtier.cli.commands import _deliver, run_async
-from kvtier.cli.main import _sentence
 from kvtier.cli.progress import PATIENCE_NS, LateProgress
+from kvtier.cli.run import _sentence
 from kvtier.clock import VirtualClock
+from kvtier.cuda import find_cuda_trouble
 from kvtier.errors import KvtierError
 from kvtier.report.comparison import differing_decisions
 from kvtier.report.rows import find
@@ -521,3 +523,47 @@ def test_a_server_draws_from_the_seed_of_the_settings(monkeypatch: pytest.Monkey
     monkeypatch.setattr("kvtier.server.run", serve)
     main(["serve", "--set", "origin.latency.preset=s3-standard", "--set", "seed=7"])
     assert seeds == [7]
+
+
+@pytest.mark.parametrize(("override", "is_told"), [("tiers.dram.ways=8", True), ("seed=7", False)])
+def test_a_server_says_that_it_has_no_tiers(
+    override: str,
+    is_told: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def serve(*_: object, **__: object) -> None:
+        """Ends at once."""
+
+    monkeypatch.setattr("kvtier.server.run", serve)
+    assert main(["serve", "--backend", "memory", "--set", override]) == 0
+    assert ("of no effect in serve: tiers" in capsys.readouterr().err) == is_told
+
+
+def test_ctrl_c_while_commands_are_loaded_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Loading(ModuleType):
+        def __getattr__(self, name: str) -> object:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "kvtier.cli.run", Loading("kvtier.cli.run"))
+    assert _complaint(["doctor"], 130, capsys) == "interrupted"
+
+
+def test_a_file_that_is_no_log_is_found_out_before_anything_is_stored(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis").write_text("years of work")
+    argv = ["replay", str(trace), "--set", f"tiers.nvme.path={tmp_path / 'thesis'}"]
+    assert "is no log of kvtier: remove it" in _complaint(argv, 2, capsys)
+
+
+def test_no_gpu_is_found_out_before_anything_is_stored(
+    trace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if find_cuda_trouble() is None:
+        pytest.skip("there is a GPU")
+    assert _run(["replay", str(trace), "--device", "cuda"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "device cuda cannot be used" in line

@@ -22,15 +22,8 @@ from kvtier.errors import (
 _BAD_INPUT: Final = (SettingsError, TraceError, UnknownBackendError, LimitError)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        argv: the arguments; those of the process where None.
-
-    Returns:
-        The exit code. Wrong arguments, ``--help`` and ``--version`` raise SystemExit instead.
-    """
+def run(argv: Sequence[str] | None) -> int:
+    """As :func:`kvtier.cli.main`; Ctrl-C raises KeyboardInterrupt."""
     arguments = build_parser().parse_args(argv)
     try:
         check_outputs(arguments)
@@ -39,9 +32,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _let_go_of_stdout()
         return Exit.FAILED
-    except KeyboardInterrupt:
-        complain("interrupted")
-        return Exit.INTERRUPTED
     except Exception as error:  # the last line of defence: whatever it is becomes one line
         if arguments.debug:
             traceback.print_exc()
