@@ -22,7 +22,7 @@ from kvtier.machine import check_machine
 from kvtier.origin import Origin
 from kvtier.registry import open_backend
 from kvtier.settings import Settings, validate
-from kvtier.tiers import CudaTier, NvmeTier, open_tier
+from kvtier.tiers import CudaTier, NvmeTier, Tier, open_tier
 from kvtier.wrappers import wrapped
 
 logger = logging.getLogger(__name__)
@@ -56,60 +56,19 @@ async def open_cache(
     check_machine(settings)
     if origin is not None and settings.origin is None:
         raise SettingsError("an open origin was given, but the settings have no [origin]")
+    clock = clock or WallClock()
     async with AsyncExitStack() as stack:
-        if origin is None and settings.origin is not None:
-            named = settings.origin
-            origin = await open_backend(named.backend, named.options, settings.page_bytes)
-            stack.push_async_callback(origin.close)
-        clock = clock or WallClock()
-        deadline_s = None
-        if origin is not None and settings.origin is not None:
-            outer = wrapped(
-                origin, settings.origin, settings.page_bytes, seed=settings.seed, clock=clock
-            )
-            stack.push_async_callback(outer.release)
-            origin, deadline_s = outer.backend, outer.deadline_s
-        if origin is None:
-            chain = build_chain(settings, make=make_chain)
-        else:
-            chain = build_chain(
-                settings,
-                origin_extent_pages_max=origin.capability.extent_pages_max,
-                origin_batch_extents_max=origin.capability.batch_extents_max,
-                make=make_chain,
-            )
-        if gpu is None and any(tier.name == "hbm" for tier in settings.tiers):
-            gpu = open_gpu(settings.device)
-        tiers = []
-        identities = kept = None
-        for tier_settings in settings.tiers:
-            if tier_settings.files:
-                identities = Identities(settings.chain.objects_max)
-            tier = await open_tier(
-                tier_settings, settings.page_bytes, settings.seed, gpu, identities
-            )
-            stack.push_async_callback(tier.close)
-            tiers.append(tier)
-            if isinstance(tier, NvmeTier) and tier_settings.files:
-                kept = tier
-        origin_is_truth = settings.origin is not None and settings.origin.write == "through"
-        restored = None if kept is None else kept.restored
-        if origin_is_truth and restored is not None and restored.local:
-            logger.warning(
-                "the nvme tier holds %d objects that no origin had: they are not found beside an "
-                "origin that is written through (origin.write = 'none' finds them)",
-                restored.local,
-            )
-        directory = ObjectDirectory(
-            settings.chain.objects_max, identities, restored, origin_is_truth=origin_is_truth
-        )
+        backend, deadline_s = await _open_origin(stack, settings, origin, clock)
+        chain = _build_chain(settings, backend, make_chain)
+        tiers, identities, kept = await _open_tiers(stack, settings, gpu)
+        directory = _new_directory(settings, identities, kept)
 
         def forget(entries: Sequence[ObjectEntry]) -> None:
             cache.catalogue.forget(entries)
 
         levels = Levels(
             tiers,
-            None if origin is None else Origin(origin, directory, forget),
+            None if backend is None else Origin(backend, directory, forget),
             page_bytes=settings.page_bytes,
             buffers=chain.buffer_count,
             buffer_pages=settings.chain.device_batch_pages,
@@ -117,12 +76,76 @@ async def open_cache(
         make_driver = GpuDriver if tiers and isinstance(tiers[0], CudaTier) else AsyncDriver
         driver = make_driver(chain, levels, settings.page_bytes, clock, deadline_s)
         cache = TieredCache(
-            driver, directory, origin, settings, None if kept is None else kept.retire
+            driver, directory, backend, settings, None if kept is None else kept.retire
         )
         if kept is not None:
             stack.push_async_callback(_remember_all, kept, directory)
         stack.push_async_callback(driver.close)
         yield cache
+
+
+async def _open_origin(
+    stack: AsyncExitStack, settings: Settings, origin: Backend | None, clock: Clock
+) -> tuple[Backend | None, float | None]:
+    """The origin, if there is one, with its wrappers; and the deadline of reads."""
+    named = settings.origin
+    if named is None:
+        return None, None
+    if origin is None:
+        origin = await open_backend(named.backend, named.options, settings.page_bytes)
+        stack.push_async_callback(origin.close)
+    outer = wrapped(origin, named, settings.page_bytes, seed=settings.seed, clock=clock)
+    stack.push_async_callback(outer.release)
+    return outer.backend, outer.deadline_s
+
+
+def _build_chain(
+    settings: Settings, origin: Backend | None, make_chain: Callable[..., Chain]
+) -> Chain:
+    if origin is None:
+        return build_chain(settings, make=make_chain)
+    return build_chain(
+        settings,
+        origin_extent_pages_max=origin.capability.extent_pages_max,
+        origin_batch_extents_max=origin.capability.batch_extents_max,
+        make=make_chain,
+    )
+
+
+async def _open_tiers(
+    stack: AsyncExitStack, settings: Settings, gpu: Gpu | None
+) -> tuple[list[Tier], Identities | None, NvmeTier | None]:
+    """The tiers; and of the one that outlasts the cache, if any, the identities and itself."""
+    if gpu is None and any(tier.name == "hbm" for tier in settings.tiers):
+        gpu = open_gpu(settings.device)
+    tiers: list[Tier] = []
+    identities = kept = None
+    for named in settings.tiers:
+        if named.files:
+            identities = Identities(settings.chain.objects_max)
+        tier = await open_tier(named, settings.page_bytes, settings.seed, gpu, identities)
+        stack.push_async_callback(tier.close)
+        tiers.append(tier)
+        if isinstance(tier, NvmeTier) and named.files:
+            kept = tier
+    return tiers, identities, kept
+
+
+def _new_directory(
+    settings: Settings, identities: Identities | None, kept: NvmeTier | None
+) -> ObjectDirectory:
+    """A directory that knows what ``kept`` brought back."""
+    origin_is_truth = settings.origin is not None and settings.origin.write == "through"
+    restored = None if kept is None else kept.restored
+    if origin_is_truth and restored is not None and restored.local:
+        logger.warning(
+            "the nvme tier holds %d objects that no origin had: they are not found beside an "
+            "origin that is written through (origin.write = 'none' finds them)",
+            restored.local,
+        )
+    return ObjectDirectory(
+        settings.chain.objects_max, identities, restored, origin_is_truth=origin_is_truth
+    )
 
 
 async def _remember_all(tier: NvmeTier, directory: ObjectDirectory) -> None:
