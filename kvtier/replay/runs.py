@@ -16,6 +16,7 @@ from kvtier.cache import TieredCache
 from kvtier.chain import Chain
 from kvtier.clock import Clock, VirtualClock, WallClock
 from kvtier.cuda import open_gpu
+from kvtier.driver import AsyncDriver
 from kvtier.emulator import VirtualLoop
 from kvtier.errors import SettingsError
 from kvtier.events import EventLog, RecordingChain, open_event_log
@@ -130,23 +131,26 @@ async def replay_trace(
         run = await _drive(workload, settings, {share: cache}, clock, verifier, progress, log)
         if log is not None:
             log.last(cache.driver.chain.counters, complete=run.complete)
-        tiers = cache.driver.tiers
-        drives = [tier for tier in tiers if isinstance(tier, NvmeTier)]
-        notes: dict[str, Any] = {"o_direct": {tier.name: tier.direct for tier in drives}}
-        if faults := {tier.name: tier.fault_counts for tier in drives if tier.fault_counts}:
-            notes["faults"] = faults
-        engines = [tier.engine for tier in tiers]
-        wrappers = counts_of(cache.catalogue.origin)
-        return to_result(
-            replace(
-                run,
-                engines=engines,
-                notes=notes,
-                events=logged,
-                wrappers=wrappers,
-                extra_written_bytes={tier.name: tier.metadata_bytes for tier in drives},
-            )
-        )
+        return to_result(_with_devices(run, cache, logged))
+
+
+def _with_devices(
+    run: Run, cache: TieredCache[AsyncDriver], events: Mapping[str, str] | None
+) -> Run:
+    """A run, and what its real levels say of themselves."""
+    tiers = cache.driver.tiers
+    drives = [tier for tier in tiers if isinstance(tier, NvmeTier)]
+    notes: dict[str, Any] = {"o_direct": {tier.name: tier.direct for tier in drives}}
+    if faults := {tier.name: tier.fault_counts for tier in drives if tier.fault_counts}:
+        notes["faults"] = faults
+    return replace(
+        run,
+        engines=[tier.engine for tier in tiers],
+        notes=notes,
+        events=events,
+        wrappers=counts_of(cache.catalogue.origin),
+        extra_written_bytes={tier.name: tier.metadata_bytes for tier in drives},
+    )
 
 
 def _empty(settings: Settings) -> Settings:
