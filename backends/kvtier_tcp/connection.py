@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Final, TypeVar, cast
@@ -30,6 +31,10 @@ than ``timeout_s`` would ever find out that a connection is dead."""
 @dataclass(slots=True, eq=False)
 class _Pending:
     answer: asyncio.Future[Message]
+    deadline_s: float
+    head: bytes
+    """The request's frame, without its payload."""
+    payload: U8 | bytes | None
     placement: Placement | None
     reply: ReadReply | None = None
     """Decoded already, because its payload had to be placed."""
@@ -49,13 +54,14 @@ class Connection(asyncio.BufferedProtocol):
 
     def __init__(self, address: Address) -> None:
         self._address = address
+        self._loop = asyncio.get_running_loop()
         self._parser = FrameParser(self, FrameLimits(), _HEAD_BYTES)
         self._numbers = count(1)
         self._pending: dict[int, _Pending] = {}
-        self._turn = asyncio.Lock()  # fair: requests leave in the order in which they were asked
+        self._unsent: deque[_Pending] = deque()  # in the order in which they were asked
+        self._is_writable = True
+        self._alarm: asyncio.TimerHandle | None = None  # of the first deadline, or an earlier time
         self._received = 0  # calls of the transport, to tell a slow server from a frozen one
-        self._writable = asyncio.Event()
-        self._writable.set()
         self._closed = asyncio.Event()
         self.uploading = asyncio.Lock()
         self.upload_numbers = count(1)
@@ -85,16 +91,18 @@ class Connection(asyncio.BufferedProtocol):
             BackendError: the server failed, did not answer in time, or is gone.
             LimitError: the server refused the size of the request.
         """
-        number = next(self._numbers)
-        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self._pending[number] = _Pending(answer, placement)
-        received, start_s = self._received, asyncio.get_running_loop().time()
+        if self.is_lost:
+            raise BackendError(f"origin {self._address}: connection lost")
+        number, received, start_s = next(self._numbers), self._received, self._loop.time()
+        head = encode(message, number, _size_of(payload))
+        answer: asyncio.Future[Message] = self._loop.create_future()
+        pending = _Pending(answer, start_s + timeout_s, head, payload, placement)
+        self._pending[number] = pending
+        self._unsent.append(pending)
+        self._set_alarm(pending.deadline_s)
         try:
-            async with asyncio.timeout(timeout_s):
-                async with self._turn:
-                    await self._writable.wait()
-                    self._send(message, number, payload)
-                reply = await answer
+            self._send_waiting()
+            reply = await answer
         except TimeoutError:
             if received == self._received:
                 self._give_up(BackendError, "the server stopped answering")
@@ -102,13 +110,13 @@ class Connection(asyncio.BufferedProtocol):
                 f"origin {self._address}: no answer within {timeout_s:g} s"
             ) from None
         except asyncio.CancelledError:
-            elapsed_s = asyncio.get_running_loop().time() - start_s
-            if received == self._received and elapsed_s >= _SILENT_S:
+            if received == self._received and self._loop.time() - start_s >= _SILENT_S:
                 self._give_up(BackendError, "the server stopped answering")
             raise
         finally:
             # Whatever still comes of the reply is thrown away, never put where it was to go.
             del self._pending[number]
+            pending.payload = None
             self._parser.divert(number)
             if answer.done() and not answer.cancelled():
                 answer.exception()  # seen: a caller cancelled at this moment leaves it behind
@@ -119,7 +127,7 @@ class Connection(asyncio.BufferedProtocol):
     def tell(self, message: Message) -> None:
         """Send a request whose reply nobody waits for; on a lost connection do nothing."""
         if not self.is_lost:
-            self._send(message, next(self._numbers), None)
+            self._transport.write(encode(message, next(self._numbers)))
 
     async def close(self, kind: type[KvtierError], why: str) -> None:
         """End the connection; what is in flight raises ``kind``."""
@@ -142,10 +150,11 @@ class Connection(asyncio.BufferedProtocol):
             self._give_up(BackendError, hint(f"the answer makes no sense: {error}"))
 
     def pause_writing(self) -> None:
-        self._writable.clear()
+        self._is_writable = False
 
     def resume_writing(self) -> None:
-        self._writable.set()
+        self._is_writable = True
+        self._send_waiting()
 
     def connection_lost(self, exc: Exception | None) -> None:
         why = losing(exc)
@@ -156,7 +165,6 @@ class Connection(asyncio.BufferedProtocol):
             )
             why = f"{why}: {more}"
         self._fail(BackendError, why)
-        self._writable.set()
         self._closed.set()
 
     # What the parser calls.
@@ -191,16 +199,37 @@ class Connection(asyncio.BufferedProtocol):
         if isinstance(message, Failure):
             self._give_up(BackendError, message.text)
 
-    def _send(self, message: Message, number: int, payload: U8 | bytes | None) -> None:
-        if self.is_lost:
-            raise BackendError(f"origin {self._address}: connection lost")
-        if payload is None:
-            self._transport.write(encode(message, number))
-            return
-        # A copy: the transport may hold on to it after a cancelled caller went on to reuse it.
-        data = payload if isinstance(payload, bytes) else payload.tobytes()
-        self._transport.write(encode(message, number, len(data)))
-        self._transport.write(data)
+    def _send_waiting(self) -> None:
+        """Send what waits for the transport, as far as it takes more."""
+        while self._unsent and self._is_writable and not self.is_lost:
+            pending = self._unsent.popleft()
+            if pending.answer.done():  # its caller has left
+                continue
+            self._transport.write(pending.head)
+            payload, pending.payload = pending.payload, None
+            if payload is not None:
+                # A copy: the transport may hold it when a cancelled caller already reuses it.
+                self._transport.write(payload if isinstance(payload, bytes) else payload.tobytes())
+
+    def _set_alarm(self, deadline_s: float) -> None:
+        """Ring at ``deadline_s`` or before: a timer for each request would cost more."""
+        if self._alarm is not None:
+            if self._alarm.when() <= deadline_s:
+                return
+            self._alarm.cancel()
+        self._alarm = self._loop.call_at(deadline_s, self._ring)
+
+    def _ring(self) -> None:
+        """End the requests that are over their deadlines, and wait for the next deadline."""
+        self._alarm = None
+        now_s = self._loop.time()
+        for pending in self._pending.values():
+            if pending.answer.done():
+                continue
+            if pending.deadline_s <= now_s:
+                pending.answer.set_exception(TimeoutError())
+            else:
+                self._set_alarm(pending.deadline_s)
 
     def _no_answer(self, message: Message, reply: Message) -> KvtierError:
         """What to raise for a reply that is not the expected one."""
@@ -218,9 +247,19 @@ class Connection(asyncio.BufferedProtocol):
     def _fail(self, kind: type[KvtierError], why: str) -> None:
         """End every request in flight."""
         self.is_lost = True
+        self._unsent.clear()
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
         for pending in self._pending.values():
             if not pending.answer.done():
                 pending.answer.set_exception(kind(f"origin {self._address}: {why}"))
+
+
+def _size_of(payload: U8 | bytes | None) -> int:
+    if payload is None:
+        return 0
+    return len(payload) if isinstance(payload, bytes) else payload.nbytes
 
 
 async def connect(address: Address, page_bytes: int, timeout_s: float) -> Connection:

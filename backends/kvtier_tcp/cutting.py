@@ -16,8 +16,6 @@ def cut_items(count: int, items_max: int) -> list[slice]:
 
 def cut_pages(page_counts: U32, pages_max: int, items_max: int) -> list[slice]:
     """Items of so many pages each, in parts of at most ``pages_max``, or of one larger item."""
-    if 0 < len(page_counts) <= items_max and int(page_counts.sum(dtype=np.int64)) <= pages_max:
-        return [slice(0, len(page_counts))]
     ends = np.cumsum(page_counts, dtype=np.int64)
     parts: list[slice] = []
     start, before = 0, 0

@@ -13,8 +13,10 @@ import pytest
 import pytest_asyncio
 from kvtier_memory import MemoryBackend
 from kvtier_tcp import TcpBackend
+from kvtier_tcp.address import parse_address
+from kvtier_tcp.connection import connect
 
-from kvtier.backend import API_VERSION, Capability, ExtentBatch
+from kvtier.backend import API_VERSION, Capability, ExtentBatch, ObjectStats
 from kvtier.errors import BackendError, ClosedError, SettingsError
 from kvtier.pages import U8, PageStatus
 from kvtier.server import Server, ServerLimits, Tokens, serve
@@ -22,7 +24,17 @@ from kvtier.testing.batches import make_extents, put_objects, read_objects
 from kvtier.testing.pages import make_pages
 from kvtier.testing.peer import Peer
 from kvtier.wire.codec import encode
-from kvtier.wire.messages import Hello, Read, ReadReply, Stat, Welcome
+from kvtier.wire.messages import (
+    Hello,
+    Message,
+    Put,
+    PutReply,
+    Read,
+    ReadReply,
+    Stat,
+    StatReply,
+    Welcome,
+)
 
 PAGE_BYTES = 512
 PAGES = make_pages(b"a", 0, 256, PAGE_BYTES)
@@ -284,6 +296,56 @@ class TestLosing:
             await backend.close()
             with pytest.raises(ClosedError):
                 await read
+
+
+class TestAsking:
+    async def test_a_short_deadline_does_not_wait_for_a_longer_one(self) -> None:
+        async def only_welcome(client: Peer) -> None:
+            await welcome(client)
+            await silence(client)
+
+        async with scripted(only_welcome) as url:
+            connection = await connect(parse_address({"url": url}), PAGE_BYTES, 5.0)
+            patient = asyncio.ensure_future(connection.ask(Stat((b"a",)), StatReply, 30.0))
+            await asyncio.sleep(0)
+            with pytest.raises(BackendError, match=r"no answer within 0\.1 s"):
+                await connection.ask(Stat((b"a",)), StatReply, 0.1)
+            with pytest.raises(BackendError, match="stopped answering"):
+                await patient
+            await connection.close(ClosedError, "over")
+
+    async def test_what_its_caller_left_before_it_could_be_sent_is_not_sent(self) -> None:
+        reading = asyncio.Event()
+        asked: list[Message] = []
+
+        async def read_late(client: Peer) -> None:
+            await welcome(client)
+            await reading.wait()
+            while True:
+                number, message, _ = await client.next()
+                asked.append(message)
+                if isinstance(message, Stat):
+                    stats = ObjectStats(np.zeros(1, np.int64), np.zeros(1, np.uint64))
+                    await client.send_bytes(encode(StatReply(stats), number))
+
+        async with scripted(read_late) as url:
+            connection = await connect(parse_address({"url": url}), PAGE_BYTES, 5.0)
+            payload = bytes(64 << 20)  # more than the system takes of what nobody reads
+            put = Put((b"large",), np.array([len(payload) // PAGE_BYTES], np.uint32))
+            large = asyncio.ensure_future(connection.ask(put, PutReply, 30.0, payload=payload))
+            await asyncio.sleep(0)
+            left = asyncio.ensure_future(connection.ask(Stat((b"left",)), StatReply, 30.0))
+            await asyncio.sleep(0)
+            left.cancel()
+            last = asyncio.ensure_future(connection.ask(Stat((b"last",)), StatReply, 30.0))
+            await asyncio.sleep(0)
+            reading.set()
+            await last
+            assert [type(message) for message in asked] == [Put, Stat]
+            assert asked[1] == Stat((b"last",))
+            large.cancel()
+            await asyncio.wait([large, left])
+            await connection.close(ClosedError, "over")
 
 
 class TestAnswers:
