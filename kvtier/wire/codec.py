@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any, Final
 
 import numpy as np
@@ -54,6 +54,12 @@ KEYS_MAX: Final = 1 << 16
 """Most keys of one message, whoever sends it: as objects, keys take many times the bytes that they
 came in, and they are made before anybody can say that they are too many."""
 
+_UINT8: Final = np.dtype("u1")
+_UINT16: Final = np.dtype("<u2")
+_UINT32: Final = np.dtype("<u4")
+_UINT64: Final = np.dtype("<u8")
+_INT64: Final = np.dtype("<i8")
+
 _TEXT_BYTES_MAX: Final = 1024
 _STATUS_MAX: Final = max(PageStatus)
 _COUNT: Final = struct.Struct("<Q")
@@ -86,7 +92,7 @@ class _Body:
     """Reads a body from front to back, never past its end."""
 
     def __init__(self, frame: Frame) -> None:
-        self._name = frame.kind.name
+        self._kind = frame.kind
         self._body = frame.body
         self._at = 0
 
@@ -99,28 +105,28 @@ class _Body:
         return at
 
     def error(self, what: str) -> ProtocolError:
-        return ProtocolError(f"the body of a {self._name} {what}")
+        return ProtocolError(f"the body of a {self._kind.name} {what}")
 
     def numbers(self, layout: struct.Struct) -> tuple[Any, ...]:
         return layout.unpack_from(self._body, self._take(layout.size))
 
-    def array(self, dtype: str, count: int) -> NDArray[Any]:
-        kind = np.dtype(dtype)
-        at = self._take(count * kind.itemsize)
-        return np.frombuffer(self._body, kind, count, at)
+    def array(self, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+        at = self._take(count * dtype.itemsize)
+        return np.frombuffer(self._body, dtype, count, at)
 
     def keys(self, count: int) -> tuple[bytes, ...]:
         if count > KEYS_MAX:
             raise self.error(f"has {count} keys, {KEYS_MAX} are possible")
-        lengths: list[int] = self.array("<u2", count).tolist()
+        lengths: list[int] = self.array(_UINT16, count).tolist()
         if count and not 0 < min(lengths) <= max(lengths) <= KEY_BYTES_MAX:
             raise self.error(f"has a key that is empty or longer than {KEY_BYTES_MAX} bytes")
         at = self._take(sum(lengths))
         names = bytes(self._body[at : self._at])
-        return tuple(names[start:stop] for start, stop in pairwise(accumulate(lengths, initial=0)))
+        ends = accumulate(lengths)
+        return tuple([names[end - length : end] for end, length in zip(ends, lengths, strict=True)])
 
     def statuses(self, count: int) -> U8:
-        status: U8 = self.array("u1", count)
+        status: U8 = self.array(_UINT8, count)
         if np.count_nonzero(status) and int(status.max()) > _STATUS_MAX:
             raise self.error(f"has a status of {int(status.max())}")
         return status
@@ -134,7 +140,7 @@ class _Body:
 
 
 def _pack_keys(keys: Sequence[bytes]) -> bytes:
-    lengths = np.fromiter(map(len, keys), "<u2", len(keys))
+    lengths = np.fromiter(map(len, keys), _UINT16, len(keys))
     return lengths.tobytes() + b"".join(keys)
 
 
@@ -198,16 +204,16 @@ def _encode_stats(message: StatReply) -> bytes:
     return b"".join(
         (
             _COUNT.pack(len(stats.pages)),
-            stats.pages.astype("<i8", copy=False).tobytes(),
-            stats.versions.astype("<u8", copy=False).tobytes(),
+            stats.pages.astype(_INT64, copy=False).tobytes(),
+            stats.versions.astype(_UINT64, copy=False).tobytes(),
         )
     )
 
 
 def _decode_stats(body: _Body) -> StatReply:
     (count,) = body.numbers(_COUNT)
-    pages: I64 = body.array("<i8", count)
-    versions: U64 = body.array("<u8", count)
+    pages: I64 = body.array(_INT64, count)
+    versions: U64 = body.array(_UINT64, count)
     return StatReply(ObjectStats(pages, versions))
 
 
@@ -216,10 +222,10 @@ def _encode_read(message: Read) -> bytes:
     return b"".join(
         (
             _COUNTS.pack(len(batch.keys), len(batch)),
-            batch.versions.astype("<u8", copy=False).tobytes(),
-            batch.key_index.astype("<u4", copy=False).tobytes(),
-            batch.first_page.astype("<u4", copy=False).tobytes(),
-            batch.page_count.astype("<u4", copy=False).tobytes(),
+            batch.versions.astype(_UINT64, copy=False).tobytes(),
+            batch.key_index.astype(_UINT32, copy=False).tobytes(),
+            batch.first_page.astype(_UINT32, copy=False).tobytes(),
+            batch.page_count.astype(_UINT32, copy=False).tobytes(),
             _pack_keys(batch.keys),
         )
     )
@@ -228,10 +234,8 @@ def _encode_read(message: Read) -> bytes:
 def _decode_read(body: _Body) -> Read:
     """Rows are given in the order of the extents, as the payload of the reply has them."""
     key_count, count = body.numbers(_COUNTS)
-    versions: U64 = body.array("<u8", key_count)
-    key_index: U32 = body.array("<u4", count)
-    first_page: U32 = body.array("<u4", count)
-    page_count: U32 = body.array("<u4", count)
+    versions: U64 = body.array(_UINT64, key_count)
+    key_index, first_page, page_count = body.array(_UINT32, 3 * count).reshape(3, count)
     keys = body.keys(key_count)
     rows = np.empty(count, np.uint32)
     key_last, pages = lay_out(key_index, page_count, rows)
@@ -246,7 +250,7 @@ def _encode_put(message: Put) -> bytes:
     return b"".join(
         (
             _COUNT.pack(len(message.keys)),
-            message.page_counts.astype("<u4", copy=False).tobytes(),
+            message.page_counts.astype(_UINT32, copy=False).tobytes(),
             _pack_keys(message.keys),
         )
     )
@@ -254,7 +258,7 @@ def _encode_put(message: Put) -> bytes:
 
 def _decode_put(body: _Body) -> Put:
     (count,) = body.numbers(_COUNT)
-    page_counts: U32 = body.array("<u4", count)
+    page_counts: U32 = body.array(_UINT32, count)
     return Put(body.keys(count), page_counts)
 
 
@@ -263,7 +267,7 @@ def _encode_put_reply(message: PutReply) -> bytes:
     return b"".join(
         (
             _COUNT.pack(len(result.status)),
-            result.versions.astype("<u8", copy=False).tobytes(),
+            result.versions.astype(_UINT64, copy=False).tobytes(),
             result.status.tobytes(),
         )
     )
@@ -271,7 +275,7 @@ def _encode_put_reply(message: PutReply) -> bytes:
 
 def _decode_put_reply(body: _Body) -> PutReply:
     (count,) = body.numbers(_COUNT)
-    versions: U64 = body.array("<u8", count)
+    versions: U64 = body.array(_UINT64, count)
     return PutReply(PutResult(body.statuses(count), versions))
 
 

@@ -12,7 +12,7 @@ import struct
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from kvtier.errors import ProtocolError
 
@@ -45,6 +45,8 @@ class Kind(enum.IntEnum):
     ABANDON = 17
     ABANDON_REPLY = 18
 
+    __hash__ = int.__hash__  # an enum's own hashes the name, in Python
+
 
 _KINDS: Final = {int(kind): kind for kind in Kind}
 _WITH_PAYLOAD: Final = frozenset({Kind.READ_REPLY, Kind.PUT, Kind.PUT_PART})
@@ -63,8 +65,7 @@ class FrameLimits:
     payload_bytes_max: int = 64 << 20
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Frame:
+class Frame(NamedTuple):
     """A frame without its payload.
 
     Attributes:
@@ -101,8 +102,7 @@ def encode_frame(kind: Kind, request: int, body: bytes, payload_bytes: int = 0) 
     return head + body
 
 
-@dataclass(frozen=True, slots=True)
-class _Header:
+class _Header(NamedTuple):
     kind: Kind
     request: int
     body_bytes: int
@@ -165,7 +165,9 @@ class FrameParser:
         elif self._body:
             self._body = self._body[count:]
             if not self._body:
-                self._body_received(self._body_whole)
+                assert self._header is not None
+                self._body_received(self._header, self._body_whole)
+                self._body_whole = bytearray()
         else:
             self._end += count
         while self._parse_step():
@@ -220,20 +222,23 @@ class FrameParser:
             raise ProtocolError(
                 f"a body of {body_bytes} bytes is over the limit of {limits.body_bytes_max}"
             )
-        if payload_bytes > (limits.payload_bytes_max if kind in _WITH_PAYLOAD else 0):
-            raise ProtocolError(
-                f"a payload of {payload_bytes} bytes in a {kind.name} is over the limit "
-                f"of {limits.payload_bytes_max if kind in _WITH_PAYLOAD else 0}"
-            )
+        if payload_bytes:
+            payload_bytes_max = limits.payload_bytes_max if kind in _WITH_PAYLOAD else 0
+            if payload_bytes > payload_bytes_max:
+                raise ProtocolError(
+                    f"a payload of {payload_bytes} bytes in a {kind.name} is over the limit "
+                    f"of {payload_bytes_max}"
+                )
         return _Header(kind, request, body_bytes, payload_bytes)
 
     def _read_body(self, header: _Header) -> bool:
         """Take a body out of the head, or begin to receive it apart if it is too long."""
         have = self._end - self._start
         if have >= header.body_bytes:
-            body = bytearray(self._head[self._start : self._start + header.body_bytes])
-            self._start += header.body_bytes
-            self._body_received(body)
+            stop = self._start + header.body_bytes
+            body = bytearray(self._head[self._start : stop])
+            self._start = stop
+            self._body_received(header, body)
             return True
         if header.body_bytes > len(self._head):
             self._body_whole = bytearray(header.body_bytes)
@@ -243,10 +248,8 @@ class FrameParser:
             self._start = self._end
         return False
 
-    def _body_received(self, body: bytearray) -> None:
-        assert self._header is not None
-        header, self._header = self._header, None
-        self._body_whole = bytearray()
+    def _body_received(self, header: _Header, body: bytearray) -> None:
+        self._header = None
         frame = Frame(header.kind, header.request, body, header.payload_bytes)
         if frame.payload_bytes == 0:
             self._receiver.take_frame(frame)
