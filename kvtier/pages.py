@@ -72,6 +72,13 @@ class PageState(enum.IntEnum):
     """A hit: the slot's bytes are in place and verified."""
 
 
+EMPTY: Final = np.uint8(PageState.EMPTY)
+PENDING: Final = np.uint8(PageState.PENDING)
+VALID: Final = np.uint8(PageState.VALID)
+"""States as arrays have them: to compare an array with a member of the enum takes NumPy several
+times as long."""
+
+
 class Misses(NamedTuple):
     """Rows of a batch that need more than a hit: ``m`` of them, that ask for ``k`` pages.
 
@@ -97,7 +104,7 @@ class Misses(NamedTuple):
     @property
     def reserved(self) -> I64:
         """i64[k], the slot now reserved for each page, or -1."""
-        return np.where(self.states == PageState.EMPTY, self.slots, -1)
+        return np.where(self.states == EMPTY, self.slots, -1)
 
 
 NO_MISSES: Final = Misses(

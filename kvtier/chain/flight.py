@@ -141,6 +141,7 @@ class Flight:
         epoch: held until the flight has ended, so that no slot it uses is reused.
         page_ids: u64[m].
         fills: per level above the source, i64[m]: the slot reserved for each page, or -1.
+        waiters: rows that wait for the pages, those of the read that asked first in front.
         take_off: what its pages took off with.
         spots: i64[m], where each page stands there.
         source: the level that has the pages, -1 while unknown.
@@ -199,7 +200,7 @@ class Flight:
     @property
     def owner(self) -> Read:
         """The read that asked first; every page of a flight has the same."""
-        return next(waiter.read for waiter in self.waiters if not waiter.joined)
+        return self.waiters[0].read
 
     @property
     def counters(self) -> Counters:

@@ -43,15 +43,17 @@ class Flights:
 
     def find(self, page_ids: U64) -> tuple[I64, I64]:
         """Number of the flight that carries each page, and its position there; -1 for none."""
+        if len(self._table) == 0:
+            nowhere = np.full(len(page_ids), -1)
+            return nowhere, nowhere
         berths, positions = self._table.find(page_ids)
         numbers = berths
-        if len(self._table):
-            for berth, chosen in group(berths):
-                take_off = self._take_offs[berth] if berth >= 0 else None
-                if take_off is not None:
-                    spots = positions[chosen]
-                    numbers[chosen] = take_off.numbers[spots]
-                    positions[chosen] = take_off.positions[spots]
+        for berth, chosen in group(berths):
+            take_off = self._take_offs[berth] if berth >= 0 else None
+            if take_off is not None:
+                spots = positions[chosen]
+                numbers[chosen] = take_off.numbers[spots]
+                positions[chosen] = take_off.positions[spots]
         return numbers, positions
 
     def grouped(self, numbers: I64) -> Iterator[tuple[Flight, I64]]:

@@ -39,12 +39,12 @@ from kvtier.chain.level import Level
 from kvtier.chain.misses import fold
 from kvtier.chain.routing import Routing
 from kvtier.pages import (
+    EMPTY,
     U8,
     U64,
     Bool,
     LookupResult,
     Moves,
-    PageState,
     PageStatus,
     Purpose,
 )
@@ -201,8 +201,9 @@ class Chain:
         counters.bypasses += result.bypasses
         if action.is_shut:
             states = result.misses.states
-            counters.write_capped_pages += int(np.count_nonzero(states == PageState.EMPTY))
-        self._charge(action.level, int(np.count_nonzero(result.misses.reserved >= 0)))
+            counters.write_capped_pages += int(np.count_nonzero(states == EMPTY))
+        if self._tiers[action.level].write_limit is not None:
+            self._charge(action.level, int(np.count_nonzero(result.misses.reserved >= 0)))
         actions = [] if result.moves is None else self._move(action, result.moves)
         return actions + self._routing.looked_up(action, result)
 

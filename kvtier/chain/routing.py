@@ -13,7 +13,7 @@ from kvtier.chain.flight import Flight, Read, Waiter, Write
 from kvtier.chain.flights import Flights
 from kvtier.chain.level import Level
 from kvtier.chain.misses import fold, with_hits
-from kvtier.pages import I64, U64, Bool, LookupResult, Misses, PageState, PageStatus
+from kvtier.pages import EMPTY, I64, U64, VALID, Bool, LookupResult, Misses, PageStatus
 
 
 class Routing:
@@ -113,9 +113,9 @@ class Routing:
             flight = self._flights.take_off(read.epoch, page_ids, waiter)
             if not self._tiers:
                 return actions + self._seek(flight, 0)
-            found = np.flatnonzero(states == PageState.VALID)
-            rest = np.flatnonzero(states != PageState.VALID)
-            reserved = np.where(states == PageState.EMPTY, slots, -1)
+            found = np.flatnonzero(states == VALID)
+            rest = np.flatnonzero(states != VALID)
+            reserved = np.where(states == EMPTY, slots, -1)
             actions += self._route(0, flight, found, slots[found], rest, reserved[rest])
         return actions
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from kvtier.hashing import GOLDEN, U64_MASK
 from kvtier.jit import jit, jit_inline
-from kvtier.pages import U8, U32, U64, Bool, Misses, PageState
+from kvtier.pages import EMPTY, U8, U32, U64, Bool, Misses
 
 WAYS: Final = 8
 """Tags of a set: half a cache line."""
@@ -22,7 +22,6 @@ _SETS_MAX: Final = (1 << 32) - 1
 _HALF: Final = np.uint64(32)
 _LOW_HALF: Final = np.uint64(0xFFFF_FFFF)
 _FREE: Final = np.uint32(0)
-_EMPTY: Final = np.uint8(PageState.EMPTY)
 
 
 class SecondTouch:
@@ -95,7 +94,7 @@ def _remembered(tags: U32, page_ids: U64, seed: np.uint64, found: Bool) -> None:
 def _note(tags: U32, page_ids: U64, states: U8, seed: np.uint64) -> None:
     """Move each missed page to the front of its set; whoever was there before moves back."""
     for row in range(page_ids.size):
-        if states[row] != _EMPTY:
+        if states[row] != EMPTY:
             continue
         hashed = _hash(page_ids[row], seed)
         of_set, tag = _set_of(hashed, tags.shape[0]), _tag_of(hashed)

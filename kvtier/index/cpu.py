@@ -76,9 +76,7 @@ class NumbaIndex:
             leaders,
             evicted,
         )
-        pages = kernels.number_pages(
-            page_ids, rows, states, slots, leaders, leads, page_of, missed
-        )
+        pages = kernels.number_pages(page_ids, rows, states, slots, leaders, leads, page_of, missed)
         answer = Misses(rows, leads, page_of, missed[:pages], states[:pages], slots[:pages])
         hits = count - misses
         return LookupResult(

@@ -14,11 +14,8 @@ import numpy as np
 from kvtier.hashing import fmix64, set_of
 from kvtier.index.prefetch import prefetch
 from kvtier.jit import jit, jit_inline
-from kvtier.pages import I64, U8, U32, U64, Bool, PageState
+from kvtier.pages import EMPTY, I64, PENDING, U8, U32, U64, VALID, Bool
 
-_EMPTY: Final = np.uint8(PageState.EMPTY)
-_PENDING: Final = np.uint8(PageState.PENDING)
-_VALID: Final = np.uint8(PageState.VALID)
 _UNUSABLE: Final = np.uint8(255)
 """Ranks after every state, so that no slot is better than none."""
 
@@ -88,7 +85,7 @@ def _find(table: SlotTable, page_id: np.uint64, hashed: np.uint64) -> np.uint64:
             below = (marks & (~marks + _ONE)) - _ONE
             bytes_up_to = (below & _BYTE_ONES) * _BYTE_ONES >> _TOP_BYTE_SHIFT
             slot = eight + bytes_up_to - _ONE
-            if table.tags[slot] == page_id and table.states[slot] != _EMPTY:
+            if table.tags[slot] == page_id and table.states[slot] != EMPTY:
                 return slot
             marks &= marks - _ONE
     return _NO_SLOT
@@ -130,11 +127,11 @@ def probe(
         page_id = page_ids[row]
         hashed = fmix64(page_id ^ table.seed_word)
         slot = _find(table, page_id, hashed)
-        state = _EMPTY
+        state = EMPTY
         if slot != _NO_SLOT:
             table.stamps[slot] = stamp
             state = table.states[slot]
-        if state == _VALID:
+        if state == VALID:
             hit_rows[hits] = row
             hit_slots[hits] = np.int64(slot)
             hits += 1
@@ -160,7 +157,7 @@ def _victim(table: SlotTable, hashed: np.uint64, oldest_stamp: np.uint32) -> np.
     for slot in range(first, first + np.uint64(table.ways)):
         # Selects, not branches: stamps lie in random order, so a branch would be guessed wrong.
         stamp = table.stamps[slot]
-        usable = (table.states[slot] != _PENDING) & (stamp < oldest_stamp)
+        usable = (table.states[slot] != PENDING) & (stamp < oldest_stamp)
         state = table.states[slot] if usable else _UNUSABLE
         cost = (np.uint64(table.priorities[slot]) << _PRIORITY_SHIFT) | np.uint64(stamp)
         better = (state < best_state) | ((state == best_state) & (cost < best_cost))
@@ -181,7 +178,7 @@ def _reserve(
 ) -> None:
     table.tags[slot] = page_id
     table.digests[slot] = np.uint8(hashed & _DIGEST_MASK)
-    table.states[slot] = _PENDING
+    table.states[slot] = PENDING
     table.stamps[slot] = stamp
     table.priorities[slot] = priority
 
@@ -206,8 +203,8 @@ def fold_and_plan(
 
     ``rows``, ``hashes``, ``states`` and ``slots`` are those of :func:`probe`, and ``order`` the
     positions in them in ascending order of the hash, in which the rows of a page are neighbours. An
-    empty ``admit`` admits all, empty ``priorities`` are 0. Completes the ``slots`` of leaders, fills
-    ``leaders`` (of each position, the first of its page) and ``evicted``; returns
+    empty ``admit`` admits all, empty ``priorities`` are 0. Completes the ``slots`` of leaders,
+    fills ``leaders`` (of each position, the first of its page) and ``evicted``; returns
     (evictions, bypasses).
     """
     evictions = 0
@@ -224,13 +221,13 @@ def fold_and_plan(
             lead = min(lead, order[last])
             last += 1
         row = rows[lead]
-        if states[lead] == _EMPTY and (admit.size == 0 or admit[row]):
+        if states[lead] == EMPTY and (admit.size == 0 or admit[row]):
             slot = _victim(table, hashed, oldest_stamp)
             slots[lead] = np.int64(slot)
             if slot == _NO_SLOT:
                 bypasses += 1
             else:
-                if table.states[slot] == _VALID:
+                if table.states[slot] == VALID:
                     evicted[evictions] = table.tags[slot]
                     evictions += 1
                 priority = priorities[row] if priorities.size else np.uint32(0)
@@ -278,7 +275,7 @@ def publish(table: SlotTable, slots: I64) -> int:
     wrong = _count_not_pending(table, slots)
     if wrong == 0:
         for slot in slots:
-            table.states[slot] = _VALID
+            table.states[slot] = VALID
     return wrong
 
 
@@ -299,7 +296,7 @@ def invalidate(table: SlotTable, page_ids: U64, dropped: I64) -> int:
     count = 0
     for page_id in page_ids:
         slot = _find(table, page_id, fmix64(page_id ^ table.seed_word))
-        if slot != _NO_SLOT and table.states[slot] == _VALID:
+        if slot != _NO_SLOT and table.states[slot] == VALID:
             _clear(table, slot)
             dropped[count] = np.int64(slot)
             count += 1
@@ -332,10 +329,10 @@ def restore(table: SlotTable, page_ids: U64, slots: I64) -> None:
             continue
         first = _first_slot(table, hashed)
         for slot in range(first, first + ways):
-            if table.states[slot] == _EMPTY:
+            if table.states[slot] == EMPTY:
                 table.tags[slot] = page_id
                 table.digests[slot] = np.uint8(hashed & _DIGEST_MASK)
-                table.states[slot] = _VALID
+                table.states[slot] = VALID
                 slots[row] = np.int64(slot)
                 break
 
@@ -346,7 +343,7 @@ def peek(table: SlotTable, page_ids: U64, slots: I64) -> None:
     for row in range(page_ids.size):
         page_id = page_ids[row]
         slot = _find(table, page_id, fmix64(page_id ^ table.seed_word))
-        is_valid = slot != _NO_SLOT and table.states[slot] == _VALID
+        is_valid = slot != _NO_SLOT and table.states[slot] == VALID
         slots[row] = np.int64(slot) if is_valid else -1
 
 
@@ -354,7 +351,7 @@ def peek(table: SlotTable, page_ids: U64, slots: I64) -> None:
 def _clear(table: SlotTable, slot: int) -> None:
     table.tags[slot] = _ZERO
     table.digests[slot] = np.uint8(0)
-    table.states[slot] = _EMPTY
+    table.states[slot] = EMPTY
     table.priorities[slot] = np.uint32(0)
 
 
@@ -362,6 +359,6 @@ def _clear(table: SlotTable, slot: int) -> None:
 def _count_not_pending(table: SlotTable, slots: I64) -> int:
     wrong = 0
     for slot in slots:
-        if slot < 0 or slot >= table.states.size or table.states[slot] != _PENDING:
+        if slot < 0 or slot >= table.states.size or table.states[slot] != PENDING:
             wrong += 1
     return wrong

@@ -21,7 +21,7 @@ from kvtier.index.cpu import NumbaIndex
 from kvtier.index.interface import IndexSnapshot
 from kvtier.index.log_geometry import LogGeometry
 from kvtier.index.log_ring import LogRing
-from kvtier.pages import I64, U32, U64, Bool, LookupResult, Moves, PageState
+from kvtier.pages import EMPTY, I64, PENDING, U32, U64, Bool, LookupResult, Moves
 from kvtier.rows import aligned_rows, as_column
 
 _RESTORED_AT_ONCE: Final = 1 << 17
@@ -88,18 +88,18 @@ class LogIndex:
         if found.rows is None:
             return found
         states, slots = found.misses.states, found.misses.slots
-        joined = slots[states == PageState.PENDING]
+        joined = slots[states == PENDING]
         self._touch(joined, epoch)
         locations = np.full(len(slots), -1)
-        locations[states == PageState.PENDING] = joined
-        reserved = np.flatnonzero((states == PageState.EMPTY) & (slots >= 0))
+        locations[states == PENDING] = joined
+        reserved = np.flatnonzero((states == EMPTY) & (slots >= 0))
         evicted, moves = found.evicted, None
         if len(reserved):
             self._forget(slots[reserved])
             dropped, moves = self._make_room(len(reserved), oldest_epoch)
             evicted = np.concatenate((evicted, dropped))
             given = self._ring.take(len(reserved))
-            placed, rest = np.split(reserved, [len(given)])
+            placed, rest = reserved[: len(given)], reserved[len(given) :]
             locations[placed] = given
             self._location_of[slots[placed]] = given
             self._slot_of[given] = slots[placed]
@@ -276,8 +276,9 @@ class LogIndex:
 
     def _slots_at(self, locations: I64) -> I64:
         """The slot of the page at each location, or -1."""
-        inside = (locations >= 0) & (locations < self.slots)
-        return np.where(inside, self._slot_of[np.where(inside, locations, 0)], -1)
+        slots = np.empty(len(locations), np.int64)
+        log_kernels.slots_at(self._slot_of, locations, slots)
+        return slots
 
     def _count(self, counts: I64, locations: I64, step: int) -> None:
         log_kernels.count(counts, locations, self.geometry.segment_pages, step)

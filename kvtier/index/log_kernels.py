@@ -19,6 +19,7 @@ def compile_all() -> None:
     none, epochs, never = np.empty(0, np.int64), np.empty(0, np.uint64), np.empty(0, np.bool_)
     touch(none, never, epochs, 1, np.uint64(1), none)
     count(none, none, 1, 1)
+    slots_at(none, none, none)
     place(none, none, none, none)
 
 
@@ -48,6 +49,14 @@ def count(counts: I64, locations: I64, segment_pages: int, step: int) -> None:
     """Add ``step`` to the count of each location's segment."""
     for location in locations:
         counts[location // segment_pages] += step
+
+
+@jit
+def slots_at(slot_of: I64, locations: I64, slots: I64) -> None:
+    """The slot of the page at each location, or -1, also where there is no such location."""
+    for row in range(locations.size):
+        location = locations[row]
+        slots[row] = slot_of[location] if 0 <= location < slot_of.size else -1
 
 
 @jit
