@@ -7,7 +7,7 @@ index whether it counts from the end, and that is twice the time.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -34,6 +34,10 @@ _DIGEST_MASK: Final = np.uint64(0xFF)
 _BYTE_ONES: Final = np.uint64(0x0101_0101_0101_0101)
 _BYTE_HIGHS: Final = np.uint64(0x8080_8080_8080_8080)
 _TOP_BYTE_SHIFT: Final = np.uint64(56)
+
+
+Slot: TypeAlias = int | np.uint64
+"""An unsigned index into the columns of a table."""
 
 
 class SlotTable(NamedTuple):
@@ -69,7 +73,7 @@ def _first_slot(table: SlotTable, hashed: np.uint64) -> np.uint64:
 
 
 @jit_inline
-def _find(table: SlotTable, page_id: np.uint64, hashed: np.uint64) -> np.uint64:
+def _find(table: SlotTable, page_id: np.uint64, hashed: np.uint64) -> Slot:
     """The slot of a page, VALID or PENDING, or ``_NO_SLOT``.
 
     Eight digests are compared at once: XOR makes equal bytes 0, and the lowest 0 byte of a word is
@@ -84,7 +88,7 @@ def _find(table: SlotTable, page_id: np.uint64, hashed: np.uint64) -> np.uint64:
         while marks != _ZERO:
             below = (marks & (~marks + _ONE)) - _ONE
             bytes_up_to = (below & _BYTE_ONES) * _BYTE_ONES >> _TOP_BYTE_SHIFT
-            slot = eight + bytes_up_to - _ONE
+            slot: Slot = eight + bytes_up_to - _ONE
             if table.tags[slot] == page_id and table.states[slot] != EMPTY:
                 return slot
             marks &= marks - _ONE
@@ -92,8 +96,8 @@ def _find(table: SlotTable, page_id: np.uint64, hashed: np.uint64) -> np.uint64:
 
 
 @jit_inline
-def _prefetch_set(table: SlotTable, page_id: np.uint64) -> None:
-    first = _first_slot(table, fmix64(page_id ^ table.seed_word))
+def _prefetch_set(table: SlotTable, hashed: np.uint64) -> None:
+    first = _first_slot(table, hashed)
     prefetch(table.digests, first)
     prefetch(table.states, first)
     # One loop, though every second stamp lies in a line already asked for: with a second one Numba
@@ -111,7 +115,7 @@ def probe(
     hit_rows: I64,
     hit_slots: I64,
     miss_rows: I64,
-    miss_hashes: U64,
+    hashes: U64,
     miss_states: U8,
     miss_slots: I64,
 ) -> int:
@@ -120,13 +124,14 @@ def probe(
     Lists row and slot of the requests that hit; row, hash, state and slot (-1 where EMPTY) of those
     that did not. All columns have room for every request. Returns how many did not hit.
     """
+    for row in range(page_ids.size):
+        hashes[row] = fmix64(page_ids[row] ^ table.seed_word)
     hits = 0
     misses = 0
     for row in range(page_ids.size):
-        _prefetch_set(table, page_ids[min(row + _PREFETCH_ROWS, page_ids.size - 1)])
-        page_id = page_ids[row]
-        hashed = fmix64(page_id ^ table.seed_word)
-        slot = _find(table, page_id, hashed)
+        _prefetch_set(table, hashes[min(row + _PREFETCH_ROWS, page_ids.size - 1)])
+        hashed = hashes[row]
+        slot = _find(table, page_ids[row], hashed)
         state = EMPTY
         if slot != _NO_SLOT:
             table.stamps[slot] = stamp
@@ -137,7 +142,7 @@ def probe(
             hits += 1
         else:
             miss_rows[misses] = row
-            miss_hashes[misses] = hashed
+            hashes[misses] = hashed  # at or before this row, whose own hash is used up
             miss_states[misses] = state
             miss_slots[misses] = np.int64(slot)
             misses += 1
@@ -145,12 +150,12 @@ def probe(
 
 
 @jit_inline
-def _victim(table: SlotTable, hashed: np.uint64, oldest_stamp: np.uint32) -> np.uint64:
+def _victim(table: SlotTable, hashed: np.uint64, oldest_stamp: np.uint32) -> Slot:
     """The slot to take in a set, or ``_NO_SLOT``.
 
     It is the least (state, priority, stamp, way) of the usable ones.
     """
-    best = _NO_SLOT
+    best: Slot = _NO_SLOT
     best_state = _UNUSABLE
     best_cost = _ZERO
     first = _first_slot(table, hashed)
@@ -170,7 +175,7 @@ def _victim(table: SlotTable, hashed: np.uint64, oldest_stamp: np.uint32) -> np.
 @jit_inline
 def _reserve(
     table: SlotTable,
-    slot: np.uint64,
+    slot: Slot,
     page_id: np.uint64,
     hashed: np.uint64,
     stamp: np.uint32,
@@ -348,7 +353,7 @@ def peek(table: SlotTable, page_ids: U64, slots: I64) -> None:
 
 
 @jit_inline
-def _clear(table: SlotTable, slot: int) -> None:
+def _clear(table: SlotTable, slot: Slot) -> None:
     table.tags[slot] = _ZERO
     table.digests[slot] = np.uint8(0)
     table.states[slot] = EMPTY

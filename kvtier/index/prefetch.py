@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import numba
+import numpy as np
 from llvmlite import ir
 from numba.extending import intrinsic
 from numpy.typing import NDArray
@@ -38,7 +39,7 @@ def _prefetch_typed(_context: Any, array: Any, _index: Any) -> tuple[Any, Any]:
 
 
 prefetch = cast(
-    "Callable[[NDArray[Any], int], None]",
+    "Callable[[NDArray[Any], int | np.uint64], None]",
     _prefetch_in_python if JIT_DISABLED else intrinsic(_prefetch_typed),
 )
 """``prefetch(array, index)``: start loading the cache line of ``array[index]`` (1-D, in bounds)."""
