@@ -14,9 +14,11 @@ import numpy as np
 from kvtier.hashing import PRIME_1, PRIME_2, PRIME_3, PRIME_4
 from kvtier.jit import jit, jit_inline
 from kvtier.pages import I64, U8, U64
+from kvtier.prefetch import prefetch_at
 from kvtier.rows import as_column, call_spans, memcpy, select_rows
 
 STRIPE_BYTES: Final = 32
+STRIPE_WORDS: Final = 4
 
 _PRIME_SUM: Final = np.uint64((int(PRIME_1) + int(PRIME_2)) % (1 << 64))
 _WORD_BITS: Final = np.uint64(64)
@@ -44,10 +46,10 @@ def xxh64_rows(rows: U8, row_index: I64 | None, seeds: U64) -> U64:
     row_bytes = rows.shape[1]
     if row_bytes == 0 or row_bytes % STRIPE_BYTES:
         raise ValueError(f"rows are {row_bytes} bytes: they must be a multiple of {STRIPE_BYTES}")
-    words = rows.view(np.uint64)
+    stripes = _stripes(rows)
     sums = np.empty(seeds.size, np.uint64)
     for first, last in call_spans(seeds.size, row_bytes):
-        _hash_rows(words, index, seeds, sums, first, last)
+        _hash_rows(stripes, index, seeds, sums, first, last)
     return sums
 
 
@@ -76,13 +78,16 @@ def copy_and_sum(target: U8, target_rows: I64, source: U8, source_rows: I64, see
             f"rows are {row_bytes} and {source.shape[1]} bytes: "
             f"they must be the same multiple of {STRIPE_BYTES}"
         )
-    words = target.view(np.uint64)
+    stripes = _stripes(target)
     sums = np.empty(seeds.size, np.uint64)
     for first, last in call_spans(seeds.size, row_bytes):
-        _copy_and_hash(
-            words, target.ctypes.data, to, source.ctypes.data, origin, seeds, sums, first, last
-        )
+        _copy_and_hash(stripes, to, source.ctypes.data, origin, seeds, sums, first, last)
     return sums
+
+
+def _stripes(rows: U8) -> U64:
+    """The same memory as u64[rows, stripes, STRIPE_WORDS]."""
+    return rows.view(np.uint64).reshape(len(rows), rows.shape[1] // STRIPE_BYTES, STRIPE_WORDS)
 
 
 @jit_inline
@@ -109,33 +114,37 @@ def _avalanche(total: np.uint64) -> np.uint64:
 
 
 @jit_inline
-def _hash_row(words: U64, row: int, seed: np.uint64) -> np.uint64:
-    row_words = words.shape[1]
+def _hash_row(stripes: U64, row: int, seed: np.uint64, ahead: int) -> np.uint64:
+    """The sum of a row. As many bytes from address ``ahead`` on are loaded meanwhile: memory is
+    idle while a row is hashed, and hashing would wait for it at the next one."""
+    count = stripes.shape[1]
     lane_1 = seed + _PRIME_SUM
     lane_2 = seed + PRIME_2
     lane_3 = seed
     lane_4 = seed - PRIME_1
-    for word in range(0, row_words, 4):
-        lane_1 = _round(lane_1, words[row, word])
-        lane_2 = _round(lane_2, words[row, word + 1])
-        lane_3 = _round(lane_3, words[row, word + 2])
-        lane_4 = _round(lane_4, words[row, word + 3])
+    for stripe in range(np.uint64(count)):  # unsigned: no index is asked whether it is negative
+        prefetch_at(ahead + np.int64(stripe) * STRIPE_BYTES)
+        lane_1 = _round(lane_1, stripes[row, stripe, 0])
+        lane_2 = _round(lane_2, stripes[row, stripe, 1])
+        lane_3 = _round(lane_3, stripes[row, stripe, 2])
+        lane_4 = _round(lane_4, stripes[row, stripe, 3])
     total = _rotate(lane_1, 1) + _rotate(lane_2, 7)
     total = total + _rotate(lane_3, 12) + _rotate(lane_4, 18)
     total = _merge(_merge(_merge(_merge(total, lane_1), lane_2), lane_3), lane_4)
-    return _avalanche(total + np.uint64(row_words * 8))
+    return _avalanche(total + np.uint64(count * STRIPE_BYTES))
 
 
 @jit
-def _hash_rows(words: U64, index: I64, seeds: U64, sums: U64, first: int, last: int) -> None:
+def _hash_rows(stripes: U64, index: I64, seeds: U64, sums: U64, first: int, last: int) -> None:
+    row_bytes = stripes.shape[1] * STRIPE_BYTES
     for at in range(first, last):
-        sums[at] = _hash_row(words, index[at], seeds[at])
+        ahead = stripes.ctypes.data + index[min(at + 1, last - 1)] * row_bytes
+        sums[at] = _hash_row(stripes, index[at], seeds[at], ahead)
 
 
 @jit
 def _copy_and_hash(
-    words: U64,
-    target: int,
+    stripes: U64,
     target_rows: I64,
     source: int,
     source_rows: I64,
@@ -145,12 +154,13 @@ def _copy_and_hash(
     last: int,
 ) -> None:
     # The source by its address: a read-only or unaligned one needs no second compilation.
-    row_bytes = words.shape[1] * 8
+    row_bytes = stripes.shape[1] * STRIPE_BYTES
     for at in range(first, last):
         row = target_rows[at]
         memcpy(
-            np.uint64(target + row * row_bytes),
+            np.uint64(stripes.ctypes.data + row * row_bytes),
             np.uint64(source + source_rows[at] * row_bytes),
             np.uint64(row_bytes),
         )
-        sums[at] = _hash_row(words, row, seeds[at])
+        ahead = source + source_rows[min(at + 1, last - 1)] * row_bytes
+        sums[at] = _hash_row(stripes, row, seeds[at], ahead)

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 
 from kvtier.hashing import fmix64, set_of
-from kvtier.index.prefetch import prefetch
+from kvtier.prefetch import prefetch
 from kvtier.jit import jit, jit_inline
 from kvtier.pages import EMPTY, I64, PENDING, U8, U32, U64, VALID, Bool
 

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from kvtier.index.prefetch import prefetch
+from kvtier.prefetch import prefetch
 from kvtier.jit import jit
 from kvtier.pages import I64, U64, Bool
 
