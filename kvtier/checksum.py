@@ -115,8 +115,10 @@ def _avalanche(total: np.uint64) -> np.uint64:
 
 @jit_inline
 def _hash_row(stripes: U64, row: int, seed: np.uint64, ahead: int) -> np.uint64:
-    """The sum of a row. As many bytes from address ``ahead`` on are loaded meanwhile: memory is
-    idle while a row is hashed, and hashing would wait for it at the next one."""
+    """The sum of a row, while as many bytes from address ``ahead`` on are loaded.
+
+    Memory is idle while a row is hashed; hashing would wait for it at the next one.
+    """
     count = stripes.shape[1]
     lane_1 = seed + _PRIME_SUM
     lane_2 = seed + PRIME_2

@@ -12,9 +12,9 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 
 from kvtier.hashing import fmix64, set_of
-from kvtier.prefetch import prefetch
 from kvtier.jit import jit, jit_inline
 from kvtier.pages import EMPTY, I64, PENDING, U8, U32, U64, VALID, Bool
+from kvtier.prefetch import prefetch
 
 _UNUSABLE: Final = np.uint8(255)
 """Ranks after every state, so that no slot is better than none."""

@@ -6,9 +6,9 @@ from typing import Final
 
 import numpy as np
 
-from kvtier.prefetch import prefetch
 from kvtier.jit import jit
 from kvtier.pages import I64, U64, Bool
+from kvtier.prefetch import prefetch
 
 _PREFETCH_ROWS: Final = 16
 """As of the probe."""

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
 from kvtier.errors import SettingsError
 from kvtier.io.aio import AiofilesEngine
-from kvtier.io.engine import FileEngine, pack_extents
+from kvtier.io.engine import FileEngine, compile_all
 from kvtier.io.file import open_file
 from kvtier.io.prewriting import PREWRITTEN_BYTES_MAX, write_zeros
 from kvtier.io.ring import Ring, explain
@@ -29,7 +27,6 @@ QUEUE_DEPTH_MAX: Final = 1024
 AUTO: Final = "auto"
 """The name that stands for ``uring`` where the system allows it, and for ``threads`` elsewhere."""
 
-_NONE: Final = np.empty(0, np.int64)
 _THREADED: Final = {engine.name: engine for engine in (ThreadEngine, AiofilesEngine)}
 ENGINE_NAMES: Final = (UringEngine.name, *_THREADED)
 
@@ -89,7 +86,7 @@ def open_engine(
             ring.close()
         raise
     # Compiled now, not inside the first request; the engines do the same with their own.
-    pack_extents(_NONE, _NONE, np.empty((0, 1), np.uint8), _NONE, 1)
+    compile_all()
     if ring is not None:
         return UringEngine(file, queue_depth, ring)
     return _THREADED[ThreadEngine.name if name == AUTO else name](file, queue_depth)

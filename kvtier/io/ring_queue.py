@@ -10,12 +10,15 @@ from typing import Final
 
 import numpy as np
 
-from kvtier.io.engine import RESULT, writes_beside_reads, writes_max
+from kvtier.io.engine import writes_beside_reads, writes_max
 from kvtier.io.file import OpenFile
 from kvtier.io.ring import Ring
 from kvtier.io.ring_turn import (
     BATCH_WORDS,
     DEPTH,
+    FILE,
+    PINNED_END,
+    PINNED_START,
     QUEUE_HEADS,
     QUEUE_TAILS,
     STATE_WORDS,
@@ -23,6 +26,8 @@ from kvtier.io.ring_turn import (
     UNFINISHED,
     WRITES_BESIDE_READS,
     WRITES_MAX,
+    compile_enqueue,
+    enqueue,
     turn,
 )
 from kvtier.pages import I64, U8
@@ -33,10 +38,6 @@ BATCHES_MAX: Final = 256
 WRITE_BATCHES_MAX: Final = 32
 """Of those, at most so many are writes: there is always a slot for a read."""
 
-_OP_READ_FIXED: Final = 4
-_OP_WRITE_FIXED: Final = 5
-_OP_READ: Final = 22
-_OP_WRITE: Final = 23
 _FLAG_FIXED_FILE: Final = 1 << 0
 
 _lost: list[object] = []
@@ -55,20 +56,20 @@ class RingQueue:
     def __init__(self, ring: Ring, file: OpenFile, depth: int) -> None:
         self.ring = ring
         ring.register_file(file.fd)
-        self._file = (0 if ring.fixed_file else file.fd) << 32
         self._state = np.zeros(STATE_WORDS, np.int64)
+        self._state[FILE] = _FLAG_FIXED_FILE << 8 if ring.fixed_file else file.fd << 32
         self._state[DEPTH] = depth
         self._state[WRITES_MAX] = writes_max(depth)
         self._state[WRITES_BESIDE_READS] = writes_beside_reads(depth)
         self._batches = np.zeros((BATCHES_MAX, BATCH_WORDS), np.int64)
         self._queue = np.zeros((2, BATCHES_MAX), np.int64)
         self._ended = np.zeros(BATCHES_MAX, np.int64)
-        self._begun = [0, 0]
         self._free = list(range(BATCHES_MAX))
         self._held: dict[int, tuple[U8, I64]] = {}
         self._pinned: U8 | None = None
-        self._pinned_span = (0, 0)
-        self.turn()  # compiled now, not inside the first request
+        # Compiled now, not inside the first request.
+        compile_enqueue()
+        self.turn()
 
     @property
     def busy(self) -> bool:
@@ -85,11 +86,12 @@ class RingQueue:
         if self._pinned is not None:
             self.ring.unregister_buffer()
             self._pinned = None
-        self._pinned_span = (0, 0)
+        self._state[PINNED_START] = self._state[PINNED_END] = 0
         if self.ring.register_buffer(memory):
             # Held: were it unmapped, its address might come back with other memory behind it.
             self._pinned = memory
-            self._pinned_span = (memory.ctypes.data, memory.ctypes.data + memory.nbytes)
+            self._state[PINNED_START] = memory.ctypes.data
+            self._state[PINNED_END] = memory.ctypes.data + memory.nbytes
 
     def begin(self, writing: bool, table: I64, memory: U8) -> int:
         """Queue a batch of at least one extent; a turn starts it. There is a free slot.
@@ -103,25 +105,8 @@ class RingQueue:
             The slot by which a turn will tell of it.
         """
         slot = self._free.pop()
-        table[RESULT] = 0
-        start = memory.ctypes.data
-        fixed = self._pinned_span[0] <= start and start + memory.nbytes <= self._pinned_span[1]
-        if fixed:
-            operation = _OP_WRITE_FIXED if writing else _OP_READ_FIXED
-        else:
-            operation = _OP_WRITE if writing else _OP_READ
-        flags = _FLAG_FIXED_FILE if self.ring.fixed_file else 0
-        count = table.shape[1]
-        command = operation | flags << 8 | self._file
-        address = table.ctypes.data
-        self._batches[slot] = (
-            *(address, count, 0, count),
-            *(start, memory.shape[1], command, writing),
-        )
+        enqueue(self._state, self._batches, self._queue, slot, table, memory, writing)
         self._held[slot] = (memory, table)
-        self._queue[int(writing), self._begun[writing] % BATCHES_MAX] = slot
-        self._begun[writing] += 1
-        self._state[QUEUE_TAILS + writing] = self._begun[writing]
         return slot
 
     def turn(self, *, woken: bool = False, wait: bool = False) -> list[int]:
@@ -150,7 +135,7 @@ class RingQueue:
 
     def drain(self) -> None:
         """Begin nothing more, and wait for what is under way; then forget all batches."""
-        self._state[QUEUE_HEADS : QUEUE_HEADS + 2] = self._begun
+        self._state[QUEUE_HEADS : QUEUE_HEADS + 2] = self._state[QUEUE_TAILS : QUEUE_TAILS + 2]
         try:
             while self._state[UNDER_WAY]:
                 self.turn(wait=True)

@@ -38,7 +38,7 @@ from kvtier.io.ring import (
     SYS_ENTER,
 )
 from kvtier.jit import jit
-from kvtier.pages import I64
+from kvtier.pages import I64, U8
 
 # Columns of ``batches``, i64[slots, 8].
 TABLE: Final = 0
@@ -57,7 +57,7 @@ WRITING: Final = 7
 """1 of a write, else 0: also the row of ``queue`` in which it waits."""
 BATCH_WORDS: Final = 8
 
-# Columns of ``state``, i64[12].
+# Columns of ``state``, i64[STATE_WORDS].
 DEPTH: Final = 0
 UNDER_WAY: Final = 1
 """Operations in the ring, or with the kernel."""
@@ -76,7 +76,12 @@ WRITES_BESIDE_READS: Final = 10
 """As ``WRITES_MAX``, while reads wait or are under way."""
 LAST_KIND: Final = 11
 """Of which queue the extent was that was begun last."""
-STATE_WORDS: Final = 12
+PINNED_START: Final = 12
+PINNED_END: Final = 13
+"""Addresses between which the kernel has pinned the memory."""
+FILE: Final = 14
+"""Flags and file of an entry's first word."""
+STATE_WORDS: Final = 15
 
 TURN_ROUNDS_MAX: Final = 8
 """Rounds of one turn: reads of cached pages, which the kernel does at once, would go on and on."""
@@ -84,6 +89,10 @@ TURN_ROUNDS_MAX: Final = 8
 OPERATION_BYTES_MAX: Final = 1 << 30
 """Longer extents are moved piece by piece: a length is a u32, and the kernel stops below 2 GiB."""
 
+_OP_READ_FIXED: Final = 4
+_OP_READ: Final = 22
+_TO_WRITE: Final = 1
+"""From a reading operation to the same that writes."""
 _GETEVENTS: Final = 1
 _SQ_WORK: Final = 1 << 1 | 1 << 2
 """CQ_OVERFLOW and TASKRUN: the kernel has completions for whoever enters it."""
@@ -92,6 +101,38 @@ _EAGAIN: Final = errno.EAGAIN
 _EBUSY: Final = errno.EBUSY
 _EINVAL: Final = errno.EINVAL
 _U32: Final = (1 << 32) - 1
+
+
+@jit
+def enqueue(
+    state: I64, batches: I64, queue: I64, slot: int, table: I64, memory: U8, writing: bool
+) -> None:
+    """Queue a batch under a free slot.
+
+    Args:
+        state: as of :func:`turn`, as are ``batches`` and ``queue``.
+        batches: see there.
+        queue: see there.
+        slot: a row of ``batches``.
+        table: i64[4, n], at least one extent; its results become 0. Stays where it is.
+        memory: u8[rows, row_bytes], as ``table``.
+        writing: memory to file; otherwise file to memory.
+    """
+    kind = int(writing)
+    start = memory.ctypes.data
+    is_pinned = state[PINNED_START] <= start and start + memory.size <= state[PINNED_END]
+    operation = (_OP_READ_FIXED if is_pinned else _OP_READ) + kind * _TO_WRITE
+    table[RESULT] = 0
+    batches[slot, TABLE] = table.ctypes.data
+    batches[slot, COUNT] = table.shape[1]
+    batches[slot, NEXT] = 0
+    batches[slot, LEFT] = table.shape[1]
+    batches[slot, START] = start
+    batches[slot, ROW_BYTES] = memory.shape[1]
+    batches[slot, COMMAND] = operation | state[FILE]
+    batches[slot, WRITING] = kind
+    queue[kind, state[QUEUE_TAILS + kind] % queue.shape[1]] = slot
+    state[QUEUE_TAILS + kind] += 1
 
 
 @jit
@@ -295,3 +336,14 @@ def _refuse(
         store_word(batches[slot, TABLE] + 8 * (RESULT * count + (name & _U32)), -error)
         finished = _end(batches, ended, finished, slot)
     return finished
+
+
+def compile_enqueue() -> None:
+    """Compile :func:`enqueue`, for memory that may be written and for other."""
+    state, batches = np.zeros(STATE_WORDS, np.int64), np.zeros((1, BATCH_WORDS), np.int64)
+    queue, table = np.zeros((2, 1), np.int64), np.zeros((4, 0), np.int64)
+    memory = np.zeros((0, 1), np.uint8)
+    read_only = memory.copy()
+    read_only.flags.writeable = False
+    for one in (memory, read_only):
+        enqueue(state, batches, queue, 0, table, one, False)
