@@ -2,8 +2,9 @@
 
 Direct reads of one file by all contenders in turn, so many in flight all the time: fio with
 io_uring, a registered file and registered buffers; the engines with batches enough to keep a queue
-of them. Rows tell operations per second, and the processor time that each took. The last batches of
-a turn are compared with what was written. Without fio on the PATH the limit is null. Then come
+of them. Rows tell operations per second, and the processor time that each took; of the engines also
+with a checksum of every page, as the ``nvme`` tier makes one. The last batches of a turn are
+compared with what was written. Without fio on the PATH the limit is null. Then come
 fills and reads through a whole cache (``bench/nvme_cache.py``), and last writes of whole segments,
 and reads while segments are written (``bench/nvme_filling.py``), whose limit is the same engine's
 p99 without filling.
@@ -29,12 +30,14 @@ from nvme_cache import CacheTurns, cache_settings, new_payload, processor_s
 from nvme_filling import fio_written_per_s, measure_filling
 
 from kvtier import open_cache
+from kvtier.checksum import xxh64_rows
 from kvtier.environment import describe_environment, event_loop_factory
 from kvtier.io import open_engine
 from kvtier.rows import aligned_rows
 
 PAGE_BYTES = 4096
 ENGINES = ("uring", "threads")
+SUMMED_PAGES = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +48,22 @@ class Case:
         io_pages: pages of one read.
         depth: reads in flight.
         batch: reads of one batch.
+        summed: the engines' pages get a checksum, as those of a tier do; fio's do not.
     """
 
     io_pages: int
     depth: int
     batch: int
+    summed: bool = False
 
     @property
     def tasks(self) -> int:
         """Batches at once: twice what is in flight, so that there is always a next read."""
         return 2 * self.depth // self.batch
+
+    def __str__(self) -> str:
+        what = f"random reads of {self.io_pages * PAGE_BYTES >> 10} KiB, depth {self.depth}"
+        return f"{what}, with checksums" if self.summed else what
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +83,14 @@ class Rate:
     cpu_us: float
 
 
-CASES = (Case(1, 128, 64), Case(1, 64, 32), Case(16, 32, 16), Case(256, 16, 8))
+CASES = (
+    Case(1, 128, 64),
+    Case(1, 64, 32),
+    Case(1, 128, 64, summed=True),
+    Case(1, 64, 32, summed=True),
+    Case(16, 32, 16),
+    Case(256, 16, 8),
+)
 QUICK = Scale(file_pages=1 << 16, rounds=3, turn_s=0.5)
 FULL = Scale(file_pages=1 << 19, rounds=15, turn_s=2)
 
@@ -87,6 +103,7 @@ async def main(scale: Scale, directory: Path | None, seed: int) -> dict[str, Any
         direct = await fill(path, scale)
         for case in CASES:
             rows += await measure(path, case, scale, rng)
+        rows.append(measure_checksums(scale, rng))
         rows += await measure_cache(Path(name), path, scale, rng)
         path.unlink()
         rows += await measure_filling(Path(name), scale.file_pages, scale.rounds, scale.turn_s, rng)
@@ -125,15 +142,41 @@ async def measure(
             rates[name].append(await turn(name, path, case, scale, rng))
         if fio_version():
             rates["fio"].append(fio_rate(path, case, scale))
-    what = f"random reads of {case.io_pages * PAGE_BYTES >> 10} KiB, depth {case.depth}"
     return [
-        row(what, "IOPS", {name: [rate.iops for rate in of] for name, of in rates.items()}),
+        row(str(case), "IOPS", {name: [rate.iops for rate in of] for name, of in rates.items()}),
         row(
-            f"processor time, {what}",
+            f"processor time, {case}",
             "us per read",
             {name: [rate.cpu_us for rate in of] for name, of in rates.items()},
         ),
     ]
+
+
+def measure_checksums(scale: Scale, rng: np.random.Generator) -> dict[str, Any]:
+    """A row: checksums of pages that no cache of the processor has; the limit reads them only."""
+    pages = aligned_rows(SUMMED_PAGES, PAGE_BYTES)
+    pages.view(np.int64)[:] = np.arange(SUMMED_PAGES)[:, None]
+    order, seeds = rng.permutation(SUMMED_PAGES), np.zeros(SUMMED_PAGES, np.uint64)
+    speeds: dict[str, list[float]] = {"kvtier": [], "reading": []}
+    for _ in range(scale.rounds):
+        start = time.perf_counter()
+        xxh64_rows(pages, order, seeds)
+        middle = time.perf_counter()
+        pages.view(np.uint64).max()
+        end = time.perf_counter()
+        speeds["kvtier"].append(pages.nbytes / (middle - start) / 1e9)
+        speeds["reading"].append(pages.nbytes / (end - middle) / 1e9)
+    ours, limit = (statistics.median(of) for of in speeds.values())
+    return {
+        "case": "checksums of pages of 4 KiB in random order, one thread",
+        "kvtier": ours,
+        "peer": None,
+        "limit": limit,
+        "limit_is": "reading the same memory in order",
+        "unit": "GB/s",
+        "ratio_peer": None,
+        "ratio_limit": ours / limit,
+    }
 
 
 async def measure_cache(
@@ -213,17 +256,21 @@ async def turn(name: str, path: Path, case: Case, scale: Scale, rng: np.random.G
     reads = rng.integers(0, scale.file_pages // case.io_pages, (1024, case.batch))
     offsets = reads * (case.io_pages * PAGE_BYTES)
     last = np.zeros((case.tasks, case.batch), np.int64)
+    seeds = np.zeros(rows, np.uint64)
     done = 0
     start, used = time.perf_counter(), processor_s()
 
     async def keep_reading(task: int) -> None:
         nonlocal done
         out = memory[task * rows : (task + 1) * rows]
+        mine = np.arange(rows)
         number = task
         while time.perf_counter() < start + scale.turn_s:
             moved = await engine.read(offsets[number % len(offsets)], lengths, out, places)
             if (moved != lengths).any():
                 raise SystemExit(f"bench/nvme.py: {name} failed: {moved}")
+            if case.summed:
+                xxh64_rows(out, mine, seeds)
             done += case.batch
             number += case.tasks
         last[task] = offsets[(number - case.tasks) % len(offsets)]

@@ -77,6 +77,11 @@ class RingQueue:
         return bool(self._held)
 
     @property
+    def full(self) -> bool:
+        """As many operations are under way as may be."""
+        return bool(self._state[UNDER_WAY] >= self._state[DEPTH])
+
+    @property
     def unfinished(self) -> bool:
         """The last turn ended early: another one is due, without an event."""
         return bool(self._state[UNFINISHED])

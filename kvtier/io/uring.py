@@ -93,7 +93,8 @@ class UringEngine:
     async def _perform(self, loop: asyncio.AbstractEventLoop, slot: int) -> None:
         """Start the batch of ``slot``, and wait until it has ended, even when cancelled."""
         ended = self._waiting[slot] = loop.create_future()
-        self._turn()
+        if not self._queue.full:  # else the next end of an operation gives it its turn
+            self._turn()
         if ended.done():  # the kernel had the bytes at hand
             return
         try:
