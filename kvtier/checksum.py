@@ -125,7 +125,8 @@ def _hash_row(stripes: U64, row: int, seed: np.uint64, ahead: int) -> np.uint64:
     lane_3 = seed
     lane_4 = seed - PRIME_1
     for stripe in range(np.uint64(count)):  # unsigned: no index is asked whether it is negative
-        prefetch_at(ahead + np.int64(stripe) * STRIPE_BYTES)
+        prefetch_at(ahead)
+        ahead += STRIPE_BYTES
         lane_1 = _round(lane_1, stripes[row, stripe, 0])
         lane_2 = _round(lane_2, stripes[row, stripe, 1])
         lane_3 = _round(lane_3, stripes[row, stripe, 2])
