@@ -207,7 +207,7 @@ def fio_p99_us(
     if fill_bytes_per_s is not None:
         options += [
             *("--name=fill", f"--filename={directory / 'filled-fio'}", "--rw=write", size),
-            *("--overwrite=1", "--bs=128k", "--iodepth=4", f"--rate={round(fill_bytes_per_s)}"),
+            *("--overwrite=1", "--bs=64k", "--iodepth=4", f"--rate={round(fill_bytes_per_s)}"),
         ]
     read = fio_jobs(*options)[0]["read"]
     return float(read["clat_ns"]["percentile"]["99.000000"]) / 1e3

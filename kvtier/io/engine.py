@@ -20,10 +20,10 @@ _NEVER: Final = np.iinfo(np.int64).max
 _UNALIGNED: Final = 1
 _OUTSIDE: Final = 2
 
-WRITE_OPERATION_BYTES: Final = 128 << 10
+WRITE_OPERATION_BYTES: Final = 64 << 10
 """Most bytes of one operation that writes: a read that comes behind it waits for no more.
 
-Twice as much writes no faster, and doubled the p99 of reads beside writes (``bench/nvme.py``)."""
+Four times as much writes no faster, and doubled the p99 of reads beside it (``bench/nvme.py``)."""
 
 
 class FileEngine(Protocol):
@@ -131,8 +131,8 @@ def writes_max(queue_depth: int) -> int:
 def writes_beside_reads(queue_depth: int) -> int:
     """How many of them while there are reads too.
 
-    A read waits for what the drive took before it. At the usual depth these are half a megabyte,
-    some 0.3 ms, and still enough to keep a drive writing.
+    A read waits for what the drive took before it. At the usual depth these are 256 KiB, some
+    0.1 ms, and still enough to keep a drive writing.
     """
     return max(1, writes_max(queue_depth) // 4)
 
