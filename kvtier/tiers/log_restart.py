@@ -96,32 +96,44 @@ def _select(objects: U64, words: U64, versions: U64, objects_max: int) -> tuple[
 
     Of the latter, only those that no origin has: of the others, the origin knows the version.
     """
+    objects = objects[~(_is_local(objects) & _is_retired(objects, words, versions))]
     objects, chosen = _newest_of_each_key(objects)
-    local = _is_local(objects)
-    gone = local & _is_retired(objects, words, versions)
-    chosen &= ~gone
     kept = np.flatnonzero(chosen)
     if len(kept) > objects_max:
         generations = objects[kept, GENERATION]
         oldest = np.argpartition(generations, len(kept) - objects_max)[: len(kept) - objects_max]
         chosen[kept[oldest]] = False
-    return objects[chosen], objects[~chosen & local & ~gone]
+    return objects[chosen], objects[~chosen & _is_local(objects)]
 
 
 def _newest_of_each_key(objects: U64) -> tuple[U64, Bool]:
-    """The objects, those of a key side by side, and bool[n], the one of each key that counts."""
+    """The objects, those of a key side by side, and bool[n], the one of each key that counts.
+
+    Versions that were counted here are in order. Those of an origin are not: of them, and between
+    the two kinds, the generation says which was written last.
+    """
     objects = objects[np.argsort(objects[:, FINGERPRINT])]
-    chosen = np.ones(len(objects), np.bool_)
     if (objects[1:, FINGERPRINT] != objects[:-1, FINGERPRINT]).all():
-        return objects, chosen
+        return objects, np.ones(len(objects), np.bool_)
     local = _is_local(objects)
     rank = np.where(local, objects[:, VERSION], objects[:, GENERATION])
-    # Of one key, the last of these: what an origin has before what was counted here.
-    order = np.lexsort((rank, ~local, objects[:, FINGERPRINT + 1], objects[:, FINGERPRINT]))
-    objects = objects[order]
-    prints = objects[:, FINGERPRINT : FINGERPRINT + 2]
-    chosen[:-1] = (prints[1:] != prints[:-1]).any(axis=1)
+    order = np.lexsort((rank, local, objects[:, FINGERPRINT + 1], objects[:, FINGERPRINT]))
+    objects, local = objects[order], local[order]
+    # Of each key and kind the last; of a key that has both, the origin's is before the other.
+    chosen = np.append(~_same_key(objects) | (local[1:] != local[:-1]), True)
+    places = np.flatnonzero(chosen)
+    both = _same_key(objects[places])
+    origins, others = places[:-1][both], places[1:][both]
+    is_local_newer = objects[others, GENERATION] >= objects[origins, GENERATION]
+    chosen[np.where(is_local_newer, origins, others)] = False
     return objects, chosen
+
+
+def _same_key(objects: U64) -> Bool:
+    """bool[n - 1], whether an object and the next one have the same key."""
+    prints = objects[:, FINGERPRINT : FINGERPRINT + 2]
+    same: Bool = (prints[1:] == prints[:-1]).all(axis=1)
+    return same
 
 
 def _is_local(objects: U64) -> Bool:

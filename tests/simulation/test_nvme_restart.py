@@ -234,6 +234,25 @@ async def test_an_origin_that_is_written_through_has_the_truth_about_what_was_wr
         assert await found(cache, b"c") is None
 
 
+async def test_what_was_written_after_an_origin_was_left_out_is_found_after_a_restart(
+    path: Path,
+) -> None:
+    backend = GatedBackend(PAGE)
+    async with kept(path, backend) as cache:
+        await write(cache, b"a", 4)
+        await write(cache, b"b", 4)
+    async with kept(path) as cache:
+        await write(cache, b"a", 3, payload(b"new", 3))
+        await write(cache, b"b", 3, payload(b"new", 3))
+        await cache.delete([b"b"])
+    async with kept(path) as cache:
+        np.testing.assert_array_equal(await found(cache, b"a"), payload(b"new", 3))
+        assert await found(cache, b"b") is None
+    async with kept(path, backend) as cache:
+        await assert_found(cache, b"a", 4)
+        await assert_found(cache, b"b", 4)
+
+
 async def test_beside_an_origin_that_is_not_written_through_the_log_has_what_was_written(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
