@@ -45,9 +45,11 @@ def open_layout(root: Path, page_bytes: int) -> Layout:
     """
     layout = Layout(str(root / "objects"), str(root / "incoming"))
     marker = root / "format.json"
-    if root.exists() and not root.is_dir():
-        raise SettingsError(f"{root} is a file, and a file store is a directory: name another root")
     try:
+        if root.exists() and not root.is_dir():
+            raise SettingsError(
+                f"{root} is a file, and a file store is a directory: name another root"
+            )
         root.mkdir(parents=True, exist_ok=True)
         if not marker.exists():
             _check_empty(root, marker)

@@ -19,7 +19,7 @@ from kvtier_file.layout import Layout, open_layout
 from kvtier_file.names import KEY_BYTES_MAX, key_of, path_of
 
 from kvtier.backend import Backend
-from kvtier.errors import SettingsError
+from kvtier.errors import BackendError, SettingsError
 from kvtier.pages import U8, PageStatus
 from kvtier.testing.batches import list_keys, make_extents, make_objects, put_objects, read_objects
 from kvtier.testing.contract import BackendContract
@@ -306,6 +306,12 @@ class TestOpening:
         (tmp_path / "thesis.tex").write_text("years of work")
         with pytest.raises(SettingsError, match=r"thesis\.tex is a file.*name another root"):
             await open_store(tmp_path / "thesis.tex")
+
+    async def test_a_root_that_cannot_be_looked_at_is_told_in_one_line(
+        self, tmp_path: Path
+    ) -> None:
+        with pytest.raises(BackendError, match="cannot be a file store: File name too long"):
+            await open_store(tmp_path / ("x" * 300))
 
     async def test_a_root_that_holds_something_else_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.tex").write_text("years of work")
