@@ -53,7 +53,8 @@ class Connection(asyncio.BufferedProtocol):
         self._parser = FrameParser(self, _STRANGER)
         self._work: Work | None = None  # once the HELLO was accepted
         self._uploads: Uploads | None = None  # from then on, too
-        self._pace = Pace(export.clock.now_ns())
+        self._checked_ns = export.clock.now_ns()
+        self._pace = Pace(self._checked_ns)
         self._payload: U8 | None = None  # of the PUT that is arriving
         self._reading = True
         self._finishing = False  # no more requests are taken
@@ -151,11 +152,9 @@ class Connection(asyncio.BufferedProtocol):
             self._pace.quiet_ns = now_ns
         if not self._reading and self._pace.frame_ns is not None:
             self._pace.frame_ns = now_ns  # it is this side that does not let the frame end
-        if self._uploads is not None:
-            if self._reading:
-                self._uploads.check(now_ns, self._limits.upload_timeout_s)
-            else:
-                self._uploads.wait()
+        passed_ns, self._checked_ns = now_ns - self._checked_ns, now_ns
+        if self._uploads is not None and self._is_awaited():
+            self._uploads.check(passed_ns, self._limits.upload_timeout_s)
         overdue = self._pace.overdue(self._limits, now_ns)
         if overdue is not None:
             reason, text = overdue
@@ -238,6 +237,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def _refuse_request(self, text: str) -> None:
         self.refuse(Reason.PROTOCOL, text)
+
+    def _is_awaited(self) -> bool:
+        """It is the peer's turn: neither a frame of it nor an answer to it is on its way."""
+        return self._reading and self._pace.frame_ns is None and self._pace.blocked_ns is None
 
     # Bytes.
 

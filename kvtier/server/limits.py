@@ -35,7 +35,8 @@ class ServerLimits:
         frame_timeout_s: for a frame that has begun to come, while it is read.
         write_timeout_s: for a peer to take what was answered.
         idle_timeout_s: between two requests.
-        upload_timeout_s: from one part of an object until the next one has come.
+        upload_timeout_s: for the next part of an object to begin, without the time in which
+            frames or answers are on their way.
         denial_delay_s: before a wrong token is answered, so that guessing is slow.
         linger_s: for a peer that is hung up on to read why.
     """

@@ -30,7 +30,7 @@ class _Upload:
     has_failed: bool = False
     is_abandoned: bool = False
     quiet_ns: int | None = None
-    """Since when no part came, as far as anyone looked."""
+    """For how long one could have come and none did; None until that was looked at."""
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Fair, so that parts are taken in the order in which they came."""
 
@@ -102,12 +102,21 @@ class Uploads:
         async with upload.turn:
             self._forget(number)
 
-    def check(self, now_ns: int, patience_s: float) -> None:
-        """Give up what no part came for in ``patience_s``; the rest of it fails."""
+    def check(self, passed_ns: int, patience_s: float) -> None:
+        """Give up what no part came for in ``patience_s``; the rest of it fails.
+
+        Called again and again while a part could come.
+
+        Args:
+            passed_ns: since the client was last looked at.
+            patience_s: how long a client may take.
+        """
         for upload in self._uploads.values():
             if upload.quiet_ns is None or upload.turn.locked():
-                upload.quiet_ns = now_ns
-            elif not upload.has_failed and now_ns - upload.quiet_ns > patience_s * 1e9:
+                upload.quiet_ns = 0
+                continue
+            upload.quiet_ns += passed_ns
+            if upload.quiet_ns > patience_s * 1e9 and not upload.has_failed:
                 shown = format_seconds(patience_s)
                 _LOG.warning(
                     "an upload of %d pages is given up: no part came for %s",
@@ -115,11 +124,6 @@ class Uploads:
                     shown,
                 )
                 upload.fail()
-
-    def wait(self) -> None:
-        """No part can come now, for nothing is read from the client."""
-        for upload in self._uploads.values():
-            upload.quiet_ns = None
 
     async def close(self) -> None:
         """Forget every upload."""

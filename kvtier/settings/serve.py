@@ -54,7 +54,8 @@ class ServeSettings:
         frame_timeout_s: for a frame, from its first byte to its last.
         write_timeout_s: for a client that does not read its answers.
         idle_timeout_s: for a client that asks nothing.
-        upload_timeout_s: from one part of an object until the next one has come.
+        upload_timeout_s: for the next part of an object to begin, without the time in which
+            frames or answers are on their way.
     """
 
     host: str = "127.0.0.1"

@@ -19,12 +19,14 @@ from kvtier_memory import MemoryBackend
 from kvtier_tcp import TcpBackend
 
 from kvtier.backend import Backend, ObjectBatch, PutResult
+from kvtier.clock import Clock, VirtualClock
 from kvtier.errors import BackendError, LimitError
 from kvtier.pages import U8, PageStatus
 from kvtier.server import Server, ServerLimits, serve
 from kvtier.testing.batches import make_objects, put_objects, read_objects
 from kvtier.testing.pages import make_pages
 from kvtier.testing.peer import Peer
+from kvtier.wire.codec import encode
 from kvtier.wire.frames import FrameLimits
 from kvtier.wire.messages import (
     Abandon,
@@ -89,9 +91,12 @@ async def memory() -> AsyncIterator[MemoryBackend]:
 
 @contextlib.asynccontextmanager
 async def serving(
-    store: Backend, limits: ServerLimits = LIMITS, page_bytes: int = PAGE_BYTES
+    store: Backend,
+    limits: ServerLimits = LIMITS,
+    page_bytes: int = PAGE_BYTES,
+    clock: Clock | None = None,
 ) -> AsyncIterator[Server]:
-    server = await serve(store, page_bytes=page_bytes, limits=limits)
+    server = await serve(store, page_bytes=page_bytes, limits=limits, clock=clock)
     try:
         yield server
     finally:
@@ -440,6 +445,34 @@ class TestFailing:
             assert (await memory.stat([b"a"])).pages.tolist() == [-1]
             reply, _ = await client.ask(PutPart(2, b"a", 2, 0), rows(1))
             assert reply == PutPartReply(PageStatus.OK, 0)
+
+    async def test_an_upload_whose_next_part_is_on_its_way_is_not_given_up(
+        self, memory: MemoryBackend
+    ) -> None:
+        clock = VirtualClock()
+        patient = {"frame_timeout_s": 3600.0, "idle_timeout_s": 3600.0}
+        limits = replace(LIMITS, upload_timeout_s=0.02, **patient)
+        part = PutPart(1, b"a", 2, 1)
+        frame = encode(part, 1, PAGE_BYTES) + rows(1)
+        async with (
+            serving(memory, limits, clock=clock) as server,
+            connected(server) as client,
+            connected(server) as other,
+        ):
+            for peer in (client, other):
+                await peer.ask(PutPart(1, b"a", 2, 0), rows(1))
+            received = server.counters.received_bytes
+            await client.send_bytes(frame[:-1])
+            async with asyncio.timeout(10):
+                while server.counters.received_bytes < received + len(frame) - 1:  # noqa: ASYNC110
+                    await asyncio.sleep(0)
+                while server.uploads == 2:
+                    clock.advance_to(clock.now_ns() + 10**8)
+                    await other.ask(Stat((b"a",)))
+            await client.send_bytes(frame[-1:])
+            _, reply, _ = await client.next()
+            assert isinstance(reply, PutPartReply)
+            assert reply.status == PageStatus.OK
 
     async def test_an_object_that_the_disk_cannot_take_has_failed(
         self, caplog: pytest.LogCaptureFixture
