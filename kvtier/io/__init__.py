@@ -55,7 +55,7 @@ def open_engine(
         create: take the file for this engine alone, emptied. Otherwise it must exist, and is
             opened for reading: a write is then answered ``-EBADF``.
         page_bytes: what every offset, length and row of a direct file is a multiple of.
-        keep: with ``create``: leave what the file holds, if it is there.
+        keep: with ``create``: leave what the file holds; it must exist.
         head: with ``create``, and without ``keep``: what the file begins with from the moment that
             it is there; a multiple of 4096 bytes.
 
@@ -155,10 +155,10 @@ async def open_striped(
             if not keep and file_bytes <= PREWRITTEN_BYTES_MAX:
                 await write_zeros(file, path, len(first_bytes), file_bytes)
     except BaseException:
+        for path in made:  # before the locks go: whoever waits for them must not keep these
+            path.unlink(missing_ok=True)
         for file in files:
             await file.close()
-        for path in made:
-            path.unlink(missing_ok=True)
         raise
     return files[0] if count == 1 else StripedEngine(files[::-1], stripe_bytes, head_bytes)
 

@@ -83,9 +83,11 @@ def open_file(
 
 def _create(path: Path, undo: contextlib.ExitStack, *, keep: bool) -> int:
     """A locked file, emptied if not kept; ``undo`` then removes it, unless it was there before."""
+    # What is to be kept is not made: whoever had it may have removed it a moment ago.
+    new = 0 if keep else os.O_CREAT | os.O_EXCL
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        created = True
+        fd = os.open(path, os.O_RDWR | new, 0o600)
+        created = not keep
     except FileExistsError:
         fd = os.open(path, os.O_RDWR)
         created = False

@@ -61,9 +61,8 @@ async def open_nvme(
             path.unlink()
         drive = _drive(settings, file, layout)
         return NvmeTier(drive, index, layout, identities, file_id, settings.write_buffer_bytes)
-    found = _found_file_id(settings, stripe_bytes, layout, seed)
     head = new_superblock(layout, seed, file_id)
-    file = await _open_free_file(settings, stripe_bytes, layout, head, keep=found is not None)
+    file, found = await _open_free_files(settings, stripe_bytes, layout, seed, head)
     file_id = file_id if found is None else found
     paths = [path.absolute() for path in settings.files]
     drive = _drive(settings, file, layout)
@@ -173,21 +172,31 @@ def _words(superblock: Blocks) -> U64:
     return file_id
 
 
-async def _open_free_file(
-    settings: TierSettings, stripe_bytes: int, layout: LogLayout, head: bytes, *, keep: bool
-) -> FileEngine:
-    """Open the file; if another process has it, see for a moment whether that is at its end.
+async def _open_free_files(
+    settings: TierSettings, stripe_bytes: int, layout: LogLayout, seed: int, head: bytes
+) -> tuple[FileEngine, U64 | None]:
+    """As :func:`_open_found`; if another has them, see for a moment whether that is at its end.
 
     The kernel takes an io_uring down after its process is gone, and with it the lock of the file.
     """
     for _ in range(_ATTEMPTS):
         try:
-            return await _open_file(settings, settings.files, stripe_bytes, layout, head, keep=keep)
+            return await _open_found(settings, stripe_bytes, layout, seed, head)
         except DeviceError as error:
             if not isinstance(error.__cause__, BlockingIOError):
                 raise
         await asyncio.sleep(_PAUSE_S)
-    return await _open_file(settings, settings.files, stripe_bytes, layout, head, keep=keep)
+    return await _open_found(settings, stripe_bytes, layout, seed, head)
+
+
+async def _open_found(
+    settings: TierSettings, stripe_bytes: int, layout: LogLayout, seed: int, head: bytes
+) -> tuple[FileEngine, U64 | None]:
+    """The files, and the id of the log that they hold; None: they were made anew."""
+    found = _found_file_id(settings, stripe_bytes, layout, seed)
+    keep = found is not None
+    file = await _open_file(settings, settings.files, stripe_bytes, layout, head, keep=keep)
+    return file, found
 
 
 async def _open_file(

@@ -380,7 +380,7 @@ async def test_a_log_that_is_made_anew_while_it_is_waited_for_is_refused(
 ) -> None:
     async with kept(path) as cache:
         await write(cache, b"a", 4)
-    open_file = log_opening._open_free_file
+    open_file = log_opening._open_file
 
     async def wait(*arguments: Any, **more: Any) -> Any:
         monkeypatch.undo()
@@ -388,7 +388,7 @@ async def test_a_log_that_is_made_anew_while_it_is_waited_for_is_refused(
             await write(cache, b"b", 4)
         return await open_file(*arguments, **more)
 
-    monkeypatch.setattr(log_opening, "_open_free_file", wait)
+    monkeypatch.setattr(log_opening, "_open_file", wait)
     with pytest.raises(DeviceError, match="made anew by another process meanwhile"):
         async with kept(path):
             pass

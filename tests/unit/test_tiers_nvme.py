@@ -576,3 +576,19 @@ def test_whatever_happens_to_the_file_a_page_is_right_or_failed(
         np.testing.assert_array_equal(out[intact], pages[intact])
 
     asyncio.run(damage_and_read())
+
+
+@pytest.mark.asyncio
+async def test_who_waits_for_an_opening_that_is_given_up_makes_the_file(path: Path) -> None:
+    wanted = TierSettings("nvme", 32 << 20, path=path, engine="threads", queue_depth=4)
+    first = asyncio.create_task(open_tier(wanted, PAGE_BYTES, seed=1))
+    while not path.exists() or not path.stat().st_size:  # noqa: ASYNC110 - nothing else tells
+        await asyncio.sleep(0)
+    second = asyncio.create_task(open_tier(wanted, PAGE_BYTES, seed=1))
+    for _ in range(3):  # it finds the log that is being made, and the lock
+        await asyncio.sleep(0)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    await (await second).close()
+    await (await open_tier(wanted, PAGE_BYTES, seed=1)).close()
