@@ -193,8 +193,8 @@ class Backend(ABC):
     def keys(self) -> AsyncIterator[bytes]:
         """Every key, in no order; objects put or deleted meanwhile may be missed or seen.
 
-        Where objects are deleted meanwhile, other keys may come twice: no backend has to hold all
-        of them in memory to tell.
+        Where objects are deleted or moved meanwhile, other keys may come twice: no backend has to
+        hold all of them in memory to tell.
         """
 
     @abstractmethod
