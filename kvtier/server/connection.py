@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Final, cast
 
 import numpy as np
@@ -277,7 +278,8 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._leave()
         if self._transport.can_write_eof():
-            self._transport.write_eof()
+            with contextlib.suppress(OSError):  # it is gone already, which reading will tell
+                self._transport.write_eof()
         self._update_reading()
         self._closing = asyncio.get_running_loop().call_later(self._limits.linger_s, self._let_go)
 

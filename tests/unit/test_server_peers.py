@@ -348,3 +348,18 @@ async def _settled(server: Server) -> None:
 def _resident_bytes() -> int:
     fields = Path("/proc/self/statm").read_text().split()
     return int(fields[1]) * 4096
+
+
+async def test_who_hangs_up_before_it_is_told_why_it_is_denied_is_let_go(
+    memory: MemoryBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = ServerLimits(denial_delay_s=0.05)
+    server = await serve(memory, page_bytes=PAGE_BYTES, tokens=TOKENS, limits=limits)
+    client = await knock(server)
+    client.send(Hello(b"wrong"))
+    client.writer.close()
+    async with asyncio.timeout(10):
+        while not server.counters.refusals:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    await server.close()
+    assert not [record for record in caplog.records if record.name == "asyncio"]
