@@ -142,7 +142,7 @@ class TcpBackend(Backend):
         self._check_open()
         check_extents(batch, out, self._page_bytes, self.capability)
         items = max(len(batch), len(batch.keys))
-        if 0 < items <= self._items_max and batch.pages <= self._request_pages:
+        if len(batch) and items <= self._items_max and batch.pages <= self._request_pages:
             return await self._read_part(batch, out)
         parts = cut_pages(batch.page_count, self._request_pages, self._items_max)
         statuses = await _together([self._read_part(part_of(batch, part), out) for part in parts])

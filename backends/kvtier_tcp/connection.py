@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import math
+from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Final, TypeVar, cast
@@ -58,9 +59,10 @@ class Connection(asyncio.BufferedProtocol):
         self._parser = FrameParser(self, FrameLimits(), _HEAD_BYTES)
         self._numbers = count(1)
         self._pending: dict[int, _Pending] = {}
-        self._unsent: deque[_Pending] = deque()  # in the order in which they were asked
+        self._unsent: OrderedDict[int, _Pending] = OrderedDict()  # those that wait to be sent
         self._is_writable = True
-        self._alarm: asyncio.TimerHandle | None = None  # of the first deadline, or an earlier time
+        self._alarm: asyncio.Handle | None = None
+        self._alarm_s = math.inf  # when it rings: at the first deadline, or before
         self._received = 0  # calls of the transport, to tell a slow server from a frozen one
         self._closed = asyncio.Event()
         self.uploading = asyncio.Lock()
@@ -98,7 +100,7 @@ class Connection(asyncio.BufferedProtocol):
         answer: asyncio.Future[Message] = self._loop.create_future()
         pending = _Pending(answer, start_s + timeout_s, head, payload, placement)
         self._pending[number] = pending
-        self._unsent.append(pending)
+        self._unsent[number] = pending
         self._set_alarm(pending.deadline_s)
         try:
             self._send_waiting()
@@ -116,7 +118,7 @@ class Connection(asyncio.BufferedProtocol):
         finally:
             # Whatever still comes of the reply is thrown away, never put where it was to go.
             del self._pending[number]
-            pending.payload = None
+            self._unsent.pop(number, None)
             self._parser.divert(number)
             if answer.done() and not answer.cancelled():
                 answer.exception()  # seen: a caller cancelled at this moment leaves it behind
@@ -202,7 +204,7 @@ class Connection(asyncio.BufferedProtocol):
     def _send_waiting(self) -> None:
         """Send what waits for the transport, as far as it takes more."""
         while self._unsent and self._is_writable and not self.is_lost:
-            pending = self._unsent.popleft()
+            _, pending = self._unsent.popitem(last=False)
             if pending.answer.done():  # its caller has left
                 continue
             self._transport.write(pending.head)
@@ -213,15 +215,15 @@ class Connection(asyncio.BufferedProtocol):
 
     def _set_alarm(self, deadline_s: float) -> None:
         """Ring at ``deadline_s`` or before: a timer for each request would cost more."""
+        if self._alarm_s <= deadline_s:
+            return
         if self._alarm is not None:
-            if self._alarm.when() <= deadline_s:
-                return
             self._alarm.cancel()
-        self._alarm = self._loop.call_at(deadline_s, self._ring)
+        self._alarm, self._alarm_s = self._loop.call_at(deadline_s, self._ring), deadline_s
 
     def _ring(self) -> None:
         """End the requests that are over their deadlines, and wait for the next deadline."""
-        self._alarm = None
+        self._alarm, self._alarm_s = None, math.inf
         now_s = self._loop.time()
         for pending in self._pending.values():
             if pending.answer.done():

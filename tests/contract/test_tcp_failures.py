@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
@@ -299,6 +300,12 @@ class TestLosing:
 
 
 class TestAsking:
+    async def test_a_read_of_nothing_asks_nobody(self, server: Server) -> None:
+        backend = await open_tcp(server.url)
+        await server.close()
+        assert len(await backend.read(make_extents({b"a": 1}, []), rows(0))) == 0
+        await backend.close()
+
     async def test_a_short_deadline_does_not_wait_for_a_longer_one(self) -> None:
         async def only_welcome(client: Peer) -> None:
             await welcome(client)
@@ -310,6 +317,23 @@ class TestAsking:
             await asyncio.sleep(0)
             with pytest.raises(BackendError, match=r"no answer within 0\.1 s"):
                 await connection.ask(Stat((b"a",)), StatReply, 0.1)
+            with pytest.raises(BackendError, match="stopped answering"):
+                await patient
+            await connection.close(ClosedError, "over")
+
+    async def test_a_deadline_of_less_than_a_millisecond_hinders_no_other_request(self) -> None:
+        async def only_welcome(client: Peer) -> None:
+            await welcome(client)
+            await silence(client)
+
+        async with scripted(only_welcome) as url:
+            connection = await connect(parse_address({"url": url}), PAGE_BYTES, 5.0)
+            hasty, patient = (
+                asyncio.ensure_future(connection.ask(Stat((b"a",)), StatReply, timeout_s))
+                for timeout_s in (0.0002, 30.0)
+            )
+            with pytest.raises(BackendError, match=r"no answer within 0\.0002 s"):
+                await hasty
             with pytest.raises(BackendError, match="stopped answering"):
                 await patient
             await connection.close(ClosedError, "over")
@@ -345,6 +369,31 @@ class TestAsking:
             assert asked[1] == Stat((b"last",))
             large.cancel()
             await asyncio.wait([large, left])
+            await connection.close(ClosedError, "over")
+
+    async def test_who_leaves_a_server_that_reads_nothing_leaves_nothing_behind(self) -> None:
+        async def read_nothing(client: Peer) -> None:
+            await welcome(client)
+            await asyncio.Event().wait()
+
+        async with scripted(read_nothing) as url:
+            connection = await connect(parse_address({"url": url}), PAGE_BYTES, 5.0)
+            payload = bytes(64 << 20)  # more than the system takes of what nobody reads
+            put = Put((b"large",), np.array([len(payload) // PAGE_BYTES], np.uint32))
+            large = asyncio.ensure_future(connection.ask(put, PutReply, 30.0, payload=payload))
+            await asyncio.sleep(0)
+            stat = Stat(tuple(number.to_bytes(1024, "little") for number in range(1, 1025)))
+            tracemalloc.start()
+            for _ in range(16):
+                left = asyncio.ensure_future(connection.ask(stat, StatReply, 30.0))
+                await asyncio.sleep(0)
+                left.cancel()
+                await asyncio.wait([left])
+            held_bytes, _ = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            assert held_bytes < 4 << 20  # of 16 MiB of requests
+            large.cancel()
+            await asyncio.wait([large])
             await connection.close(ClosedError, "over")
 
 
