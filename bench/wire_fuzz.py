@@ -93,6 +93,9 @@ def fuzz_with_coverage(inputs: int, seed: int, target: Path) -> None:
     """Let libFuzzer choose; it never returns."""
     import atheris  # noqa: PLC0415
 
+    # Before the parser that calls it: Numba cannot compile what Atheris has added to.
+    import kvtier.extents  # noqa: F401, PLC0415
+
     with atheris.instrument_imports(include=["kvtier.wire"]):
         from kvtier.testing.fuzz import (  # noqa: PLC0415
             INPUT_BYTES_MAX,
