@@ -22,7 +22,7 @@ from kvtier.tiers.log_format import (
     LogLayout,
     seal,
 )
-from kvtier.tiers.log_reading import ABSENT, NAMED, STORED, seed_pages
+from kvtier.tiers.log_reading import ABSENT, NAMED, STORED, WRITING, seed_pages
 
 _HALF: Final = np.uint64(32)
 _USED: Final = np.uint64(USED << 32)
@@ -85,7 +85,7 @@ class LogMirror:
         return seeds, known
 
     def compose(self, segment: int, blocks: I64, out: U8) -> None:
-        """Write metadata blocks of a segment, as they should be on the device now.
+        """Write metadata blocks of a segment: of pages on the device, or on their way there.
 
         Args:
             segment: which.
@@ -134,7 +134,7 @@ def _describe(
         first_page = blocks[number] * ENTRIES
         for place in range(min(ENTRIES, segment_pages - first_page)):
             location = first_location + first_page + place
-            if states[location] != STORED | NAMED:
+            if states[location] != STORED | NAMED and states[location] != WRITING | NAMED:
                 continue
             row = find_one(table, page_ids[location] >> _HALF)
             if row < 0:

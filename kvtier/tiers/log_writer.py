@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 from typing import Final
 
@@ -21,7 +22,7 @@ from kvtier.io.gate import outlast
 from kvtier.pages import I64, U8, U64, Bool
 from kvtier.rows import aligned_rows, copy_rows
 from kvtier.tiers.log_format import BLOCK_BYTES, ENTRIES, LogLayout
-from kvtier.tiers.log_mirror import LogMirror, metadata_memory
+from kvtier.tiers.log_mirror import LogMirror
 from kvtier.tiers.log_reading import ABSENT, DIRTY, LOST, NAMED, STATE, STORED, WRITING
 
 logger = logging.getLogger(__name__)
@@ -78,13 +79,20 @@ class LogWriter:
         self._mirror = mirror
         self._described = described
         buffers = buffers_for(layout, buffer_bytes)
-        self._memory = aligned_rows(buffers * layout.segment_pages, layout.page_bytes)
-        self._metadata = metadata_memory(buffers * layout.metadata_blocks)
+        # One memory, so that a segment's pages and metadata are one batch of writes.
+        self._row_bytes = math.gcd(layout.page_bytes, BLOCK_BYTES)
+        self._pages_bytes = buffers * layout.payload_bytes
+        memory = aligned_rows(buffers * layout.segment_bytes // self._row_bytes, self._row_bytes)
+        pages = buffers * layout.segment_pages
+        self._memory = memory
+        self._pages = memory.reshape(-1)[: pages * layout.page_bytes].reshape(pages, -1)
+        self._metadata = memory.reshape(-1)[self._pages_bytes :].reshape(-1, BLOCK_BYTES)
         self._segment_of = [_NOWHERE] * buffers
         self._buffer_of: dict[int, int] = {}
         self._dirty: dict[int, int] = {}
         self._flushes: dict[int, asyncio.Task[None]] = {}
         self._copies: dict[asyncio.Future[None], int] = {}
+        self._room = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._failing = False
         self._closed = False
@@ -138,7 +146,7 @@ class LogWriter:
         """Copy pages that are DIRTY or WRITING (i64[n]) from their buffers to rows of ``out``."""
         segments, pages = np.divmod(locations, self._layout.segment_pages)
         buffers = np.array([self._buffer_of[segment] for segment in segments.tolist()], np.int64)
-        copy_rows(out, rows, self._memory, buffers * self._layout.segment_pages + pages)
+        copy_rows(out, rows, self._pages, buffers * self._layout.segment_pages + pages)
 
     async def flush(self) -> None:
         """Write out everything that was put before the call."""
@@ -171,6 +179,7 @@ class LogWriter:
         finally:
             del self._copies[ended]
             ended.set_result(None)
+            self._room.set()
 
     # -- buffers ------------------------------------------------------------------------------
 
@@ -181,9 +190,9 @@ class LogWriter:
             if self._closed:
                 raise ClosedError("the nvme tier is closed")
             renewed = int(mirror.generations[segment]) != generation
-            busy = renewed or (mirror.states[locations] & STATE == WRITING).any()
-            if busy and segment in self._flushes:
-                await asyncio.wait((self._flushes[segment],))
+            flush = self._flushes.get(segment)
+            if flush and (renewed or (mirror.states[locations] & STATE == WRITING).any()):
+                await asyncio.wait((flush,))
                 continue
             if renewed:
                 mirror.begin(segment, generation)
@@ -217,12 +226,12 @@ class LogWriter:
         # What is under way will be whole segments; a part of one is written out only in need.
         if self._dirty and not self._flushes:
             self._start(min(self._dirty, key=lambda one: int(self._mirror.generations[one])))
-        busy = (*self._flushes.values(), *self._copies)
-        await asyncio.wait(busy, return_when=asyncio.FIRST_COMPLETED)
+        self._room.clear()
+        await self._room.wait()
 
     def _pages_of(self, segment: int) -> U8:
         first = self._buffer_of[segment] * self._layout.segment_pages
-        return self._memory[first : first + self._layout.segment_pages]
+        return self._pages[first : first + self._layout.segment_pages]
 
     # -- writing out --------------------------------------------------------------------------
 
@@ -246,7 +255,12 @@ class LogWriter:
         self._dirty.pop(segment, None)
         task = asyncio.get_running_loop().create_task(self._write_out(segment, pages))
         self._flushes[segment] = task
-        task.add_done_callback(lambda _: self._flushes.pop(segment, None))
+
+        def end(_: object) -> None:
+            self._flushes.pop(segment, None)
+            self._room.set()
+
+        task.add_done_callback(end)
 
     async def _write_out(self, segment: int, pages: I64) -> None:
         first = segment * self._layout.segment_pages
@@ -261,42 +275,52 @@ class LogWriter:
             states[pages] = np.where(written, np.uint8(STORED), np.uint8(LOST)) | named
             if not written.all():
                 self._mirror.checksums[first + pages[~written]] = 0
-        if not (self._described and written.any()):
-            return
-        try:
-            await self._write_metadata(segment, np.unique(pages // ENTRIES))
-        except Exception as error:
-            self._note(segment, str(error))
 
     async def _write_pages(self, segment: int, pages: I64) -> Bool:
-        """Write pages of a segment's buffer, neighbours together; bool[n], which arrived."""
-        page_bytes = self._layout.page_bytes
-        starts = np.flatnonzero(np.diff(pages, prepend=-2) != 1)
-        lengths = np.diff(starts, append=len(pages)) * page_bytes
-        locations = segment * self._layout.segment_pages + pages[starts]
-        done = await self._file.write(
-            self._layout.page_offsets(locations), lengths, self._pages_of(segment), pages[starts]
-        )
+        """Write pages (i64[n], ascending) of a segment, and the metadata that describes them.
+
+        They are one batch, in any order: a page that does not arrive, though its metadata does, is
+        not what its checksum says, and after a restart a miss.
+
+        Returns:
+            bool[n], which pages arrived.
+        """
+        generation = self._mirror.generations[segment]
+        of_pages, of_metadata = self._place(segment, pages), self._describe(segment, pages)
+        offsets, lengths, rows = np.concatenate((of_pages, of_metadata), axis=1)
+        done = await self._file.write(offsets, lengths, self._memory, rows)
         self._check(segment, done, lengths)
-        whole = np.maximum(done, 0) // page_bytes
-        self.payload_bytes += int(whole.sum()) * page_bytes
-        place = np.arange(len(pages)) - np.repeat(starts, lengths // page_bytes)
-        written: Bool = place < np.repeat(whole, lengths // page_bytes)
+        runs = of_pages.shape[1]
+        self.metadata_bytes += int(np.maximum(done[runs:], 0).sum())
+        if self._described and (done[runs:] == lengths[runs:]).all():
+            self.generations[segment] = generation
+        wanted = lengths[:runs] // self._layout.page_bytes
+        whole = np.maximum(done[:runs], 0) // self._layout.page_bytes
+        self.payload_bytes += int(whole.sum()) * self._layout.page_bytes
+        place = np.arange(len(pages)) - np.repeat(np.cumsum(wanted) - wanted, wanted)
+        written: Bool = place < np.repeat(whole, wanted)
         return written
 
-    async def _write_metadata(self, segment: int, blocks: I64) -> None:
-        first = self._buffer_of[segment] * self._layout.metadata_blocks
-        memory = self._metadata[first : first + len(blocks)]
-        self._mirror.compose(segment, blocks, memory)
-        generation = self._mirror.generations[segment]
-        starts = np.flatnonzero(np.diff(blocks, prepend=-2) != 1)
-        lengths = np.diff(starts, append=len(blocks)) * BLOCK_BYTES
-        offsets = self._layout.metadata_offset(segment) + blocks[starts] * BLOCK_BYTES
-        done = await self._file.write(offsets, lengths, memory, starts)
-        self._check(segment, done, lengths)
-        self.metadata_bytes += int(np.maximum(done, 0).sum())
-        if (done == lengths).all():
-            self.generations[segment] = generation
+    def _place(self, segment: int, pages: I64) -> I64:
+        """Extents of pages, neighbours together: i64[3, e], of offsets, lengths and rows."""
+        layout, buffer = self._layout, self._buffer_of[segment]
+        starts, counts = _runs(pages)
+        first = pages[starts]
+        offsets = layout.page_offsets(segment * layout.segment_pages + first)
+        in_memory = (buffer * layout.segment_pages + first) * layout.page_bytes
+        return np.stack((offsets, counts * layout.page_bytes, in_memory // self._row_bytes))
+
+    def _describe(self, segment: int, pages: I64) -> I64:
+        """Compose the metadata blocks of pages; their extents, as of :meth:`_place`."""
+        if not self._described:
+            return np.empty((3, 0), np.int64)
+        layout, blocks = self._layout, np.flatnonzero(np.bincount(pages // ENTRIES))
+        at = self._buffer_of[segment] * layout.metadata_blocks
+        self._mirror.compose(segment, blocks, self._metadata[at : at + len(blocks)])
+        starts, counts = _runs(blocks)
+        offsets = layout.metadata_offset(segment) + blocks[starts] * BLOCK_BYTES
+        in_memory = self._pages_bytes + (at + starts) * BLOCK_BYTES
+        return np.stack((offsets, counts * BLOCK_BYTES, in_memory // self._row_bytes))
 
     def _check(self, segment: int, done: I64, wanted: I64) -> None:
         failures = int(np.count_nonzero(done != wanted))
@@ -316,6 +340,12 @@ class LogWriter:
                 segment,
                 what,
             )
+
+
+def _runs(numbers: I64) -> tuple[I64, I64]:
+    """Where each run of successive numbers (i64[n], ascending) starts, and how long it is."""
+    starts = np.concatenate(([0], np.flatnonzero(numbers[1:] - numbers[:-1] != 1) + 1))
+    return starts, np.diff(starts, append=len(numbers))
 
 
 assert ABSENT == 0, "a state of 0 is what new memory holds"

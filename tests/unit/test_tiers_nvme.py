@@ -260,7 +260,7 @@ async def test_pages_that_cannot_be_written_are_read_as_failed(
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     slots = np.array([2, 8, 3, 50])
     async with opened(path, engine) as tier:
-        # Segment 0 can be written, without its metadata; of segment 1, nothing.
+        # Segment 0 can be written; of segments 1 and 6, neither the page nor its metadata.
         resource.setrlimit(resource.RLIMIT_FSIZE, (offset_of(tier, 8), before[1]))
         try:
             status = await tier.write(slots, ids(slots), random_pages(4), np.arange(4))
@@ -269,7 +269,7 @@ async def test_pages_that_cannot_be_written_are_read_as_failed(
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert status.tolist() == [OK] * 4, "they could be read while they were in memory"
         assert (await read(tier, slots))[0].tolist() == [OK, FAILED, OK, FAILED]
-        assert (tier.io_errors, tier.lost_pages, tier.corrupt_pages) == (2, 2, 0)
+        assert (tier.io_errors, tier.lost_pages, tier.corrupt_pages) == (4, 2, 0)
         assert {record.levelname for record in caplog.records} == {"WARNING"}
         again = slots[[1, 3]]
         assert not (await tier.write(again, ids(again), random_pages(2), np.arange(2))).any()
