@@ -120,21 +120,21 @@ def pack_extents(
 
 
 def writes_max(queue_depth: int) -> int:
-    """Of the operations in flight, how many may write, so that filling a tier starves no read.
+    """Of the operations in flight, how many may write while nobody reads.
 
-    An eighth, which at the usual depth of 128 is enough for the sequential bandwidth of a drive;
-    of small depths more, but never all, unless there is room for a single one.
+    Half. At the usual depth of 128 these are 4 MiB, some milliseconds of a drive's work, so that it
+    has some while the event loop gathers the next pages.
     """
-    return max(1, min(queue_depth // 2, max(4, queue_depth // 8)))
+    return max(1, queue_depth // 2)
 
 
 def writes_beside_reads(queue_depth: int) -> int:
-    """How many of them while there are reads too.
+    """How many of them while there are reads too, so that filling a tier starves no read.
 
     A read waits for what the drive took before it. At the usual depth these are 256 KiB, some
     0.1 ms, and still enough to keep a drive writing.
     """
-    return max(1, writes_max(queue_depth) // 4)
+    return max(1, queue_depth // 32)
 
 
 def cut_writes(table: I64, memory: U8) -> tuple[I64, U8]:

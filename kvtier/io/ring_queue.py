@@ -26,6 +26,7 @@ from kvtier.io.ring_turn import (
     UNFINISHED,
     WRITES_BESIDE_READS,
     WRITES_MAX,
+    WRITES_NOW,
     compile_enqueue,
     enqueue,
     turn,
@@ -59,7 +60,7 @@ class RingQueue:
         self._state = np.zeros(STATE_WORDS, np.int64)
         self._state[FILE] = _FLAG_FIXED_FILE << 8 if ring.fixed_file else file.fd << 32
         self._state[DEPTH] = depth
-        self._state[WRITES_MAX] = writes_max(depth)
+        self._state[WRITES_MAX] = self._state[WRITES_NOW] = writes_max(depth)
         self._state[WRITES_BESIDE_READS] = writes_beside_reads(depth)
         self._batches = np.zeros((BATCHES_MAX, BATCH_WORDS), np.int64)
         self._queue = np.zeros((2, BATCHES_MAX), np.int64)

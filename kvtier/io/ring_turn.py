@@ -73,7 +73,7 @@ QUEUE_TAILS: Final = 8
 """Of reads, then of writes: batches with extents not begun are the slots
 ``queue[WRITING, HEAD % len]`` and on."""
 WRITES_BESIDE_READS: Final = 10
-"""As ``WRITES_MAX``, while reads wait or are under way."""
+"""As ``WRITES_MAX``, while reads wait or are under way; at most that many."""
 LAST_KIND: Final = 11
 """Of which queue the extent was that was begun last."""
 PINNED_START: Final = 12
@@ -81,7 +81,10 @@ PINNED_END: Final = 13
 """Addresses between which the kernel has pinned the memory."""
 FILE: Final = 14
 """Flags and file of an entry's first word."""
-STATE_WORDS: Final = 15
+WRITES_NOW: Final = 15
+"""How many writes may be under way: ``WRITES_BESIDE_READS`` while there are reads; after the last
+of them one more with each write that ends, up to ``WRITES_MAX``, for another read may be near."""
+STATE_WORDS: Final = 16
 
 TURN_ROUNDS_MAX: Final = 8
 """Rounds of one turn: reads of cached pages, which the kernel does at once, would go on and on."""
@@ -208,7 +211,9 @@ def _reap(
             moved -= _U32 + 1
         head = (head + 1) & _U32
         state[UNDER_WAY] -= 1
-        state[WRITES_UNDER_WAY] -= batches[name >> 32, WRITING]
+        writing = batches[name >> 32, WRITING]
+        state[WRITES_UNDER_WAY] -= writing
+        state[WRITES_NOW] = min(state[WRITES_NOW] + writing, state[WRITES_MAX])
         finished = _advance(ring, sqes, state, batches, ended, finished, name, moved)
     store_release(ring[CQ_HEAD], head)
     return finished
@@ -288,10 +293,11 @@ def _next_kind(state: I64) -> int:
     """
     reads_wait = state[QUEUE_HEADS] != state[QUEUE_TAILS]
     there_are_reads = reads_wait or state[UNDER_WAY] > state[WRITES_UNDER_WAY]
-    share = state[WRITES_BESIDE_READS] if there_are_reads else state[WRITES_MAX]
+    if there_are_reads:
+        state[WRITES_NOW] = state[WRITES_BESIDE_READS]
     writes_wait = state[QUEUE_HEADS + 1] != state[QUEUE_TAILS + 1]
     is_their_turn = not reads_wait or state[DEPTH] > 1 or state[LAST_KIND] == 0
-    if writes_wait and state[WRITES_UNDER_WAY] < share and is_their_turn:
+    if writes_wait and state[WRITES_UNDER_WAY] < state[WRITES_NOW] and is_their_turn:
         return 1
     return 0 if reads_wait else -1
 

@@ -41,12 +41,14 @@ class ThreadEngine:
         self.alignment_bytes = file.alignment_bytes
         self._file = file
         self._depth = queue_depth
+        # An eighth of the threads is enough to keep a drive writing.
+        writers = min(writes_max(queue_depth), max(4, queue_depth // 8))
         # Shares of a batch, by whether it writes. Two batches of writes go on at a time, so that
         # there is always a next one.
-        self._shares_max = queue_depth, max(1, writes_max(queue_depth) // 2)
+        self._shares_max = queue_depth, max(1, writers // 2)
         self._gates = (
             Gate(SHARES_PER_THREAD * queue_depth, str(file.path)),
-            Gate(writes_max(queue_depth), str(file.path)),
+            Gate(writers, str(file.path)),
         )
         # A plain queue, not an executor: its futures cost more per share than a cached read does.
         self._shares: SimpleQueue[_Share | None] = SimpleQueue()

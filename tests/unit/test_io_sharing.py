@@ -36,9 +36,10 @@ PAGE_BYTES = 4096
 PATIENCE_S = 30.0
 
 
-def test_writes_have_an_eighth_of_a_deep_queue_and_never_all_of_it() -> None:
+def test_writes_have_half_of_a_queue_and_little_of_it_beside_reads() -> None:
     depths = (1, 2, 4, 8, 16, 64, 128, 1024)
-    assert [writes_max(depth) for depth in depths] == [1, 1, 2, 4, 4, 8, 16, 128]
+    assert [writes_max(depth) for depth in depths] == [1, 1, 2, 4, 8, 32, 64, 512]
+    assert [writes_beside_reads(depth) for depth in depths] == [1, 1, 1, 1, 1, 2, 4, 32]
 
 
 # -- long writes are cut ----------------------------------------------------------------------
@@ -210,6 +211,26 @@ def test_writes_get_on_among_reads_without_end(monkeypatch: pytest.MonkeyPatch, 
     # A write has an eighth of this small queue: seven operations of reads end with each of its own.
     assert 4 <= ended_reads <= 10
     assert played.ring.most_writes == writes_beside_reads(depth) == 1
+    played.queue.close()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_writes_get_the_queue_back_bit_by_bit_after_a_read(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    depth = 64
+    played = Played(monkeypatch, seed, depth)
+    read, write = played.begin(False, 1), played.begin(True, 40 * depth)
+    played.turn()
+    while read not in played.ended:
+        assert played.ring.most_writes <= writes_beside_reads(depth)
+        played.step()
+    seen = {played.ring.most_writes}
+    while write not in played.ended:
+        played.step()
+        seen.add(played.ring.most_writes)
+    assert len(seen) > 3
+    assert max(seen) == writes_max(depth)
     played.queue.close()
 
 
