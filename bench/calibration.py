@@ -1,13 +1,13 @@
 """A calibrated model beside the device that it describes, and beside whole replays.
 
-A file on the device is calibrated, and right after that fio reads it at random, at several depths,
-with O_DIRECT and io_uring; then the vector sample is replayed through all tiers on that device, and
-simulated with what the calibration wrote. All of it several times, because a shared machine is not
-the same for long. A ratio is the median of those of the rounds: what the models predict, over what
-fio or the replay finds right after. One of IOPS is *within* at 10 %, of a whole replay at 15 %; one
-of a 99th percentile at 25 %, or at what fio's own repetitions differ by if that is more. The
-replay's origin is files that the system has cached, and it checks no bytes. fio must be on the
-PATH.
+A file on the device is calibrated. Before and after that, fio reads it at random, at several
+depths, with O_DIRECT and io_uring, and the vector sample is replayed through all tiers on that
+device; it is also simulated with what the calibration wrote. All of it several times, because a
+shared machine is not the same for long. A ratio is the median of those of the rounds: what the
+models predict, over the mean of what fio or the replay finds before and after. One of IOPS is
+*within* at 10 %, of a whole replay at 15 %; one of a 99th percentile at 25 %, or at what fio's own
+repetitions differ by if that is more. The replay's origin is files that the system has cached, and
+it checks no bytes. fio must be on the PATH.
 
     python bench/calibration.py [--quick] [--json FILE] [--directory DIR]
 """
@@ -55,7 +55,7 @@ class Scale:
 
     Attributes:
         file_bytes: of the file that both read.
-        rounds: calibrations, each with fio after it.
+        rounds: calibrations, each between two findings.
         calibration_s: seconds of one.
         fio_s: seconds of fio at each depth.
         requests: of the trace that are replayed; None for all.
@@ -77,19 +77,31 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """What the device did.
+
+    Attributes:
+        fio: under fio, by depth.
+        replayed: IOPS of the whole trace, by drive.
+    """
+
+    fio: dict[int, Turn]
+    replayed: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Round:
-    """What was done together.
+    """A calibration, and what it is held against.
 
     Attributes:
         calibration: of the device.
-        fio: what fio found at each depth.
-        replayed, simulated: IOPS of the whole trace, by drive.
+        simulated: IOPS of the whole trace, by drive.
+        found: the mean of what was found before it and after it.
     """
 
     calibration: Calibration
-    fio: dict[int, Turn]
-    replayed: dict[str, float]
     simulated: dict[str, float]
+    found: Found
 
 
 QUICK = Scale(file_bytes=256 << 20, rounds=2, calibration_s=4, fio_s=0.5, requests=400)
@@ -102,7 +114,14 @@ def main(scale: Scale, directory: Path | None, seed: int) -> dict[str, Any]:
         path = Path(name) / "pages"
         fill(path, scale.file_bytes, seed)
         replay(Path(name), scale, DRIVES[0])  # stores the objects, and compiles
-        rounds = [measure_round(Path(name), path, scale, seed) for _ in range(scale.rounds)]
+        rounds = []
+        before = measure(Path(name), path, scale)
+        for _ in range(scale.rounds):
+            calibration = calibrate(path, seconds=scale.calibration_s, write=True, seed=seed)
+            after = measure(Path(name), path, scale)
+            simulated = simulate(calibration, Path(name), scale)
+            rounds.append(Round(calibration, simulated, mean(before, after)))
+            before = after
     last = rounds[-1].calibration
     environment = last.environment | {
         "fio": fio_version(),
@@ -118,16 +137,23 @@ def main(scale: Scale, directory: Path | None, seed: int) -> dict[str, Any]:
     return {"environment": environment, "seed": seed, "rows": rows, "models": models}
 
 
-def measure_round(directory: Path, path: Path, scale: Scale, seed: int) -> Round:
-    calibration = calibrate(path, seconds=scale.calibration_s, write=True, seed=seed)
-    found = measure(path, scale.fio_s)
-    config = directory / "calibrated.toml"
-    config.write_text(to_toml(calibration))
-    return Round(
-        calibration,
-        found,
+def measure(directory: Path, path: Path, scale: Scale) -> Found:
+    """What the device does now."""
+    return Found(
+        {depth: fio(path, depth, scale.fio_s) for depth in DEPTHS},
         {drive: replay(directory, scale, drive) for drive in DRIVES},
-        {drive: simulate(config, scale, drive) for drive in DRIVES},
+    )
+
+
+def mean(before: Found, after: Found) -> Found:
+    """What the device did between the two."""
+    return Found(
+        {
+            depth: Turn((one.iops + other.iops) / 2, (one.p99_us + other.p99_us) / 2)
+            for depth in DEPTHS
+            for one, other in [(before.fio[depth], after.fio[depth])]
+        },
+        {drive: (before.replayed[drive] + after.replayed[drive]) / 2 for drive in DRIVES},
     )
 
 
@@ -147,11 +173,16 @@ def replay(directory: Path, scale: Scale, drive: str) -> float:
     return float(result["demand"]["iops"])
 
 
-def simulate(config: Path, scale: Scale, drive: str) -> float:
-    """The same with what was calibrated."""
-    settings = load_settings(config, (*SETTINGS, f"replay.drive={drive}"))
-    result = simulate_trace(TRACE, settings, limit=scale.requests, progress=quiet, notify=quiet)
-    return float(result["demand"]["iops"])
+def simulate(calibration: Calibration, directory: Path, scale: Scale) -> dict[str, float]:
+    """The same with what was calibrated, by drive."""
+    config = directory / "calibrated.toml"
+    config.write_text(to_toml(calibration))
+    found = {}
+    for drive in DRIVES:
+        settings = load_settings(config, (*SETTINGS, f"replay.drive={drive}"))
+        result = simulate_trace(TRACE, settings, limit=scale.requests, progress=quiet, notify=quiet)
+        found[drive] = float(result["demand"]["iops"])
+    return found
 
 
 def quiet(*_: object) -> None:
@@ -166,11 +197,6 @@ def fill(path: Path, size_bytes: int, seed: int) -> None:
             file.write(rng.bytes(CHUNK_BYTES))
         file.flush()
         os.fsync(file.fileno())
-
-
-def measure(path: Path, seconds: float) -> dict[int, Turn]:
-    """What fio finds at each depth."""
-    return {depth: fio(path, depth, seconds) for depth in DEPTHS}
 
 
 def fio(path: Path, depth: int, seconds: float) -> Turn:
@@ -188,7 +214,7 @@ def compare(rounds: list[Round], depth: int) -> list[dict[str, Any]]:
     """Rows of one depth: IOPS and 99th percentile, predicted beside measured."""
     load = Load(depth, PAGE_BYTES)
     predicted = [predict(each.calibration.model, load) for each in rounds]
-    measured = [each.fio[depth] for each in rounds]
+    measured = [each.found.fio[depth] for each in rounds]
     name = f"random {PAGE_BYTES} B reads, depth {depth}"
     tails = [turn.p99_us for turn in measured]
     return [
@@ -215,7 +241,7 @@ def compare_replays(rounds: list[Round], drive: str) -> dict[str, Any]:
         f"replay of the vector sample, {drive}",
         "IOPS",
         [each.simulated[drive] for each in rounds],
-        [each.replayed[drive] for each in rounds],
+        [each.found.replayed[drive] for each in rounds],
         REPLAY_TOLERANCE,
     )
 

@@ -22,6 +22,7 @@ from kvtier.calibration.measuring import (
     probe_throttle,
     summarise,
 )
+from kvtier.calibration.running import LoadEngine
 from kvtier.calibration.target import open_target
 from kvtier.environment import describe_environment
 from kvtier.settings import DeviceModel
@@ -41,6 +42,7 @@ class Calibration:
             nothing could be written beside the file.
         device: the file system and what it is mounted from.
         direct: O_DIRECT was in use.
+        engine: that moved the loads on the device.
         size_bytes: of the file.
         page_bytes: of the smallest operations.
         seconds: how long it was measured for.
@@ -54,6 +56,7 @@ class Calibration:
     host: HostCost | None
     device: str
     direct: bool
+    engine: LoadEngine
     size_bytes: int
     page_bytes: int
     seconds: float
@@ -119,6 +122,7 @@ def calibrate(
         host=median_of(costs) if costs else None,
         device=target.device,
         direct=target.file.direct,
+        engine=target.engine,
         size_bytes=target.size_bytes,
         page_bytes=page_bytes,
         seconds=rounds * seconds,

@@ -13,8 +13,11 @@ from kvtier.calibration.prediction import ROUNDS, predict
 from kvtier.settings import DeviceModel
 from kvtier.settings.models import TAIL_RATIO_MAX
 
-_TAIL_WEIGHT: Final = 0.25
-"""Of the logarithm of a 99th percentile beside that of a rate: it varies about twice as much."""
+_MISFIT: Final = 0.05
+"""What a rate may be off by for no other reason than that models are simpler than devices."""
+
+_TAIL_MISFIT: Final = 0.1
+"""The same of a 99th percentile."""
 
 _STEPS: Final = (1.5, 1.2, 1.1, 1.05, 1.02)
 _SEARCH_ROUNDS: Final = 100
@@ -150,9 +153,12 @@ def _search(
 
 
 def _loss(model: DeviceModel, measured: Sequence[Measured]) -> float:
+    """Squared errors, each over what is to be expected of it: so noise has little say."""
     loss = 0.0
     for fit in compare(model, measured, _SEARCH_ROUNDS):
-        loss += math.log1p(fit.iops_error) ** 2 + _TAIL_WEIGHT * math.log1p(fit.p99_error) ** 2
+        noise = fit.measured.iops_noise, fit.measured.p99_noise
+        loss += math.log1p(fit.iops_error) ** 2 / (_MISFIT**2 + noise[0] ** 2)
+        loss += math.log1p(fit.p99_error) ** 2 / (_TAIL_MISFIT**2 + noise[1] ** 2)
     return loss
 
 

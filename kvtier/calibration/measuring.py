@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from kvtier.calibration.load import Load, Operations, run_load
+from kvtier.calibration.load import Load, Operations
+from kvtier.calibration.running import run_load
 from kvtier.calibration.target import Target
 from kvtier.errors import DeviceError
 from kvtier.pages import I64
@@ -25,8 +27,10 @@ LARGE_BYTES: Final = (64 << 10, 1 << 20)
 
 _LARGE_DEPTH: Final = 16
 _MIX: Final = 0.3
-ROUNDS: Final = 3
-"""Turns of each load; they are interleaved, for a shared device changes from second to second."""
+TURNS: Final = (3, 15)
+"""Of each load, at least and at most, as time allows. They are interleaved, for a shared device
+changes from second to second: the more there are, the less a bad second is in the middle of them.
+"""
 
 _PROBE_DEPTH: Final = 64
 _PAUSE_S: Final = 0.5
@@ -38,6 +42,9 @@ _BIN_NS: Final = 20_000_000
 _BINS_MIN: Final = 10
 BURST_RATIO: Final = 1.3
 """How much faster than the sustained rate a burst is, at least: less may be noise."""
+
+_QUARTILES: Final = 1.349
+"""Of a normal distribution, so many standard deviations are between them."""
 
 _STALL: Final = 20
 """A gap of so many times that between two operations at the sustained rate is a stall."""
@@ -57,6 +64,8 @@ class Measured:
         latency_p99_s: 99th percentile.
         iops_spread: the largest IOPS of a turn over the smallest.
         p99_spread: the same of the 99th percentile.
+        iops_noise: standard error of the median of the IOPS, as a share of it.
+        p99_noise: the same of the 99th percentile.
     """
 
     load: Load
@@ -65,6 +74,8 @@ class Measured:
     latency_p99_s: float
     iops_spread: float = 1.0
     p99_spread: float = 1.0
+    iops_noise: float = 0.0
+    p99_noise: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +109,11 @@ def plan_loads(page_bytes: int, *, writes: bool) -> list[Load]:
 def measure_loads(
     target: Target, loads: list[Load], seconds: float, rng: np.random.Generator, progress: Progress
 ) -> list[list[Operations]]:
-    """Measure every load in ``ROUNDS`` interleaved turns that take ``seconds`` together.
+    """Measure every load in interleaved turns that take ``seconds`` together.
 
-    A turn takes 0.1 s at least: large operations need that to have a rate.
+    A turn takes 0.1 s at least: large operations need that to have a rate. There are as many of
+    them as that allows, within :data:`TURNS`. Reads come first: after writes a device is slower
+    for a while.
 
     Args:
         target: the device.
@@ -115,13 +128,16 @@ def measure_loads(
     Raises:
         DeviceError: an operation failed.
     """
-    turn_s = max(seconds / (ROUNDS * len(loads)), _TURN_S_MIN)
+    count = min(max(int(seconds / (_TURN_S_MIN * len(loads))), TURNS[0]), TURNS[1])
+    turn_s = max(seconds / (count * len(loads)), _TURN_S_MIN)
+    reads = [number for number, load in enumerate(loads) if not load.write_share]
+    writes = [number for number, load in enumerate(loads) if load.write_share]
+    schedule = reads * count + writes * count
     turns: list[list[Operations]] = [[] for _ in loads]
-    for turn in range(ROUNDS):
-        for number, load in enumerate(loads):
-            done = run_load(target.file, target.size_bytes, load, turn_s, rng)
-            turns[number].append(done.after(round(_WARM_SHARE * turn_s * 1e9)))
-            progress(turn * len(loads) + number + 1, ROUNDS * len(loads))
+    for over, number in enumerate(schedule, 1):
+        done = _run(target, loads[number], turn_s, rng)
+        turns[number].append(done.after(round(_WARM_SHARE * turn_s * 1e9)))
+        progress(over, len(schedule))
     return turns
 
 
@@ -146,7 +162,15 @@ def summarise(load: Load, turns: list[Operations]) -> Measured:
         latency_p99_s=statistics.median(tails),
         iops_spread=max(rates) / min(rates),
         p99_spread=max(tails) / min(tails),
+        iops_noise=_noise(rates),
+        p99_noise=_noise(tails),
     )
+
+
+def _noise(turns: Sequence[float]) -> float:
+    """Standard error of the logarithm of a median, by the quartiles of a normal distribution."""
+    low, high = np.quantile(np.log(turns), (0.25, 0.75))
+    return float((high - low) / _QUARTILES * math.sqrt(math.pi / 2 / len(turns)))
 
 
 def probe_throttle(
@@ -154,8 +178,11 @@ def probe_throttle(
 ) -> Throttle | None:
     """Whether full load after a pause is let through faster at first than later."""
     time.sleep(min(_PAUSE_S, seconds / 4))
-    done = run_load(target.file, target.size_bytes, Load(_PROBE_DEPTH, page_bytes), seconds, rng)
-    return find_throttle(done)
+    return find_throttle(_run(target, Load(_PROBE_DEPTH, page_bytes), seconds, rng))
+
+
+def _run(target: Target, load: Load, seconds: float, rng: np.random.Generator) -> Operations:
+    return run_load(target.file, target.size_bytes, load, seconds, rng, target.engine)
 
 
 def find_throttle(done: Operations) -> Throttle | None:

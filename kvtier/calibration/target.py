@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 
+from kvtier.calibration.running import LoadEngine, choose_engine
 from kvtier.environment import read_text
 from kvtier.errors import DeviceError, SettingsError
 from kvtier.io.file import OpenFile, open_file
@@ -34,12 +35,14 @@ class Target:
         file: open, direct where its file system can.
         size_bytes: how much of it is used.
         device: the file system's kind and where it comes from, e.g. ``ext4 on /dev/vda``.
+        engine: that moves loads.
         notes: sentences about why the figures may not be those of a device.
     """
 
     file: OpenFile
     size_bytes: int
     device: str
+    engine: LoadEngine
     notes: tuple[str, ...]
 
 
@@ -82,7 +85,7 @@ def open_target(
     try:
         kind, source = _mounted(os.fstat(file.fd).st_dev)
         notes = tuple(_doubts(file, kind, source))
-        yield Target(file, size_bytes, f"{kind} on {source}", notes)
+        yield Target(file, size_bytes, f"{kind} on {source}", choose_engine(), notes)
     finally:
         os.close(file.fd)
 

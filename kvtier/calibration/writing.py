@@ -45,6 +45,7 @@ def to_mapping(calibration: Calibration) -> dict[str, Any]:
     return {
         "device": calibration.device,
         "direct": calibration.direct,
+        "engine": calibration.engine,
         "notes": list(calibration.notes),
         "finished": calibration.finished,
         "seconds": calibration.seconds,
@@ -100,6 +101,7 @@ def _row(fit: Fit) -> dict[str, Any]:
 def _lines(calibration: Calibration) -> Iterator[str]:
     environment = calibration.environment
     access = "O_DIRECT" if calibration.direct else "through the page cache"
+    access += f", {calibration.engine}"
     yield f"Measured by kvtier {environment['kvtier']} calibrate, {calibration.finished}:"
     yield f"{calibration.device}, {format_bytes(calibration.size_bytes)} of a file, {access},"
     yield f"{environment['cpu']}, {environment['cores']} cores, {environment['kernel']}."

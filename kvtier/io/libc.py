@@ -23,6 +23,8 @@ pwrite: Any
 """``pwrite(fd, address, bytes, offset)``: bytes written, or -1."""
 syscall: Any
 """``syscall(number, a, b, c, d, e, f)``: the answer, or -1."""
+clock_gettime: Any
+"""``clock_gettime(clock, address)``: its time to two i64 there, in s and ns; 0, or -1."""
 errno_location: Any
 """``errno_location()[0]``: why the last of these calls failed, in this thread."""
 load_acquire: Any
@@ -43,6 +45,8 @@ if JIT_DISABLED:
     for _function in (pread, pwrite):
         _function.restype = ctypes.c_ssize_t
         _function.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+    clock_gettime = _library.clock_gettime
+    clock_gettime.argtypes = (ctypes.c_int, ctypes.c_int64)
     syscall.restype = ctypes.c_long
     syscall.argtypes = (ctypes.c_long,) * 7
 
@@ -70,6 +74,7 @@ else:
     pread = _types.ExternalFunction("pread", _MOVE)
     pwrite = _types.ExternalFunction("pwrite", _MOVE)
     syscall = _types.ExternalFunction("syscall", _I64(*(_I64,) * 7))
+    clock_gettime = _types.ExternalFunction("clock_gettime", _types.int32(_types.int32, _I64))
     errno_location = _types.ExternalFunction("__errno_location", _types.CPointer(_types.int32)())
 
     def _pointer(builder: Any, address: Any, bits: int) -> Any:

@@ -1,11 +1,13 @@
 """Calibration without a clock: emulated devices are measured, and their models found again."""
 
+import errno
 import os
 import re
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,12 +21,13 @@ from kvtier.calibration import (
     calibrate,
     calibrating,
     closed_loop,
+    measuring,
     predict,
+    ring_load,
 )
 from kvtier.calibration.explaining import explain
 from kvtier.calibration.fitting import compare, fit_model
 from kvtier.calibration.host import HostCost, measure_host, median_of
-from kvtier.calibration.load import run_load
 from kvtier.calibration.measuring import (
     Measured,
     Throttle,
@@ -33,6 +36,7 @@ from kvtier.calibration.measuring import (
     plan_loads,
     summarise,
 )
+from kvtier.calibration.running import LoadEngine, choose_engine, run_load
 from kvtier.calibration.target import SIZE_BYTES_MIN, Target, _doubts, _mounted, open_target
 from kvtier.calibration.writing import describe_load, to_mapping, to_text, to_toml
 from kvtier.errors import DeviceError, SettingsError
@@ -195,6 +199,13 @@ def test_a_load_in_which_nothing_ended_is_refused() -> None:
 # -- what is measured ------------------------------------------------------------------------------
 
 
+@pytest.fixture(params=["uring", "threads"])
+def engine(request: pytest.FixtureRequest) -> LoadEngine:
+    if request.param == "uring" and choose_engine() != "uring":
+        pytest.skip("the system gives no io_uring")
+    return cast("LoadEngine", request.param)
+
+
 @pytest.fixture
 def target(tmp_path: Path) -> Iterator[Target]:
     rng = np.random.default_rng(1)
@@ -225,8 +236,10 @@ def test_the_file_is_closed_whatever_happens(tmp_path: Path) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_a_load_keeps_its_depth_busy_and_its_stamps_in_order(target: Target) -> None:
-    done = run_load(target.file, target.size_bytes, Load(3, PAGE_BYTES), 0.2, _rng())
+def test_a_load_keeps_its_depth_busy_and_its_stamps_in_order(
+    target: Target, engine: LoadEngine
+) -> None:
+    done = run_load(target.file, target.size_bytes, Load(3, PAGE_BYTES), 0.2, _rng(), engine)
     assert len(done.ends_ns) > 3
     assert (done.ends_ns >= done.starts_ns).all()
     assert (np.diff(done.ends_ns) >= 0).all()
@@ -237,12 +250,16 @@ def test_a_load_keeps_its_depth_busy_and_its_stamps_in_order(target: Target) -> 
     assert len(done.after(10**12).ends_ns) == 0
 
 
-def test_every_thread_of_a_load_operates_however_late_it_is(target: Target) -> None:
-    done = run_load(target.file, target.size_bytes, Load(3, PAGE_BYTES), 1e-9, _rng())
+def test_every_place_of_a_load_operates_however_late_it_is(
+    target: Target, engine: LoadEngine
+) -> None:
+    done = run_load(target.file, target.size_bytes, Load(3, PAGE_BYTES), 1e-9, _rng(), engine)
     assert len(done.ends_ns) == 3
 
 
-def test_reads_leave_a_file_as_it_is_and_writes_need_permission(tmp_path: Path) -> None:
+def test_reads_leave_a_file_as_it_is_and_writes_need_permission(
+    tmp_path: Path, engine: LoadEngine
+) -> None:
     path = tmp_path / "kept"
     content = _rng().bytes(SIZE_BYTES_MIN)
     path.write_bytes(content)
@@ -250,23 +267,23 @@ def test_reads_leave_a_file_as_it_is_and_writes_need_permission(tmp_path: Path) 
     with open_target(path, 1 << 40, PAGE_BYTES, write=False, rng=rng) as target:
         assert target.size_bytes == SIZE_BYTES_MIN
         assert not target.file.writable
-        run_load(target.file, target.size_bytes, Load(2, PAGE_BYTES), 0.05, rng)
+        run_load(target.file, target.size_bytes, Load(2, PAGE_BYTES), 0.05, rng, engine)
         with pytest.raises(DeviceError, match="I/O failed: Bad file descriptor"):
-            run_load(target.file, target.size_bytes, Load(2, PAGE_BYTES, 1.0), 0.05, rng)
+            run_load(target.file, target.size_bytes, Load(2, PAGE_BYTES, 1.0), 0.05, rng, engine)
     assert path.read_bytes() == content
     with open_target(path, 1 << 40, PAGE_BYTES, write=True, rng=rng) as target:
-        run_load(target.file, target.size_bytes, Load(2, PAGE_BYTES, 1.0), 0.05, rng)
+        run_load(target.file, target.size_bytes, Load(2, PAGE_BYTES, 1.0), 0.05, rng, engine)
     assert path.stat().st_size == SIZE_BYTES_MIN
     assert path.read_bytes() != content
 
 
-def test_a_file_that_becomes_shorter_ends_the_load(tmp_path: Path) -> None:
+def test_a_file_that_becomes_shorter_ends_the_load(tmp_path: Path, engine: LoadEngine) -> None:
     path = tmp_path / "short"
     path.write_bytes(bytes(PAGE_BYTES))
     file = open_file(path, direct=False, size_bytes=None, create=False, page_bytes=PAGE_BYTES)
     try:
         with pytest.raises(DeviceError, match="it has become shorter; choose another path"):
-            run_load(file, 1 << 30, Load(1, PAGE_BYTES), 1, _rng())
+            run_load(file, 1 << 30, Load(1, PAGE_BYTES), 1, _rng(), engine)
     finally:
         os.close(file.fd)
 
@@ -285,8 +302,89 @@ def test_an_interrupted_load_leaves_no_thread_behind(
 
     monkeypatch.setattr(threading.Thread, "join", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run_load(target.file, target.size_bytes, Load(4, PAGE_BYTES), 60, _rng())
+        run_load(target.file, target.size_bytes, Load(4, PAGE_BYTES), 60, _rng(), "threads")
     assert threading.active_count() == before
+
+
+def test_an_interrupted_ring_is_drained_and_given_back(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if choose_engine() != "uring":
+        pytest.skip("the system gives no io_uring")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    drive = ring_load._drive
+    under_way: list[int] = []
+
+    def interrupted(*arguments: Any) -> int:
+        count = drive(*arguments)
+        under_way.append(int(arguments[9][ring_load._UNDER_WAY]))
+        if len(under_way) == 2:  # the first call only compiles
+            raise KeyboardInterrupt
+        return count
+
+    monkeypatch.setattr(ring_load, "_drive", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_load(target.file, target.size_bytes, Load(4, PAGE_BYTES), 60, _rng(), "uring")
+    assert under_way[1] == 4
+    assert under_way[-1] == 0
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_ring_that_cannot_be_entered_ends_the_load_and_keeps_its_memory(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if choose_engine() != "uring":
+        pytest.skip("the system gives no io_uring")
+    lost: list[object] = []
+    monkeypatch.setattr(ring_load, "_lost", lost)
+    drive = ring_load._drive
+    monkeypatch.setattr(
+        ring_load, "_drive", lambda *each: -errno.EBADF if each[10] else drive(*each)
+    )
+    with pytest.raises(DeviceError, match="io_uring failed: Bad file descriptor"):
+        run_load(target.file, target.size_bytes, Load(4, PAGE_BYTES), 60, _rng(), "uring")
+    assert len(lost) == 1
+
+
+def test_the_last_operations_of_a_load_say_nothing_of_its_rate() -> None:
+    ends_ns = np.array([1, 2, 3, 4, 9]) * 1000
+    done = Operations(np.zeros(5, np.int64), ends_ns, until_ns=5000)
+    assert done.iops == pytest.approx(3 / 4e-6)
+    assert done.after(0).iops == done.iops
+    assert done.latency_s(1.0) == pytest.approx(9e-6)
+    assert Operations(np.zeros(5, np.int64), ends_ns, until_ns=1500).iops == 0
+
+
+def test_reads_are_measured_before_any_write(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[float] = []
+    nothing = Operations(np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+    def noted(target: Target, load: Load, seconds: float, rng: np.random.Generator) -> Operations:
+        ran.append(load.write_share)
+        return nothing
+
+    monkeypatch.setattr(measuring, "_run", noted)
+    loads = [Load(1, PAGE_BYTES, 1.0), Load(1, PAGE_BYTES), Load(1, PAGE_BYTES, 0.3)]
+    measure_loads(target, loads, 1.6, _rng(), lambda done, total: None)
+    assert ran == [0.0] * 5 + [1.0, 0.3] * 5
+
+
+def test_what_differs_from_turn_to_turn_has_little_say_in_a_model() -> None:
+    loads = measured(GUEST)
+    wrong = replace(loads[2], iops=loads[2].iops / 4, iops_noise=1.0, p99_noise=1.0)
+    assert fit_model([*loads[:2], wrong, *loads[3:]], None).iops == pytest.approx(
+        GUEST.iops, rel=0.1
+    )
+    steady = [Operations(np.zeros(9, np.int64), np.arange(1, 10) * 1000) for _ in range(4)]
+    assert summarise(Load(1, PAGE_BYTES), steady).iops_noise == 0
+    noisy = [
+        Operations(np.zeros(9, np.int64), np.arange(1, 10) * scale) for scale in (500, 1000, 2000)
+    ]
+    once, often = (summarise(Load(1, PAGE_BYTES), noisy * count) for count in (2, 8))
+    assert 0.2 < once.iops_noise < 1
+    assert often.iops_noise == pytest.approx(once.iops_noise / 2, rel=0.5)
 
 
 def test_loads_are_measured_in_turns_and_reported(target: Target) -> None:
@@ -453,7 +551,7 @@ def test_the_settings_say_what_was_measured_and_how_well_it_fits() -> None:
     text = to_toml(calibration(GUEST))
     assert "# 2026-11-21" not in text
     assert "2026-11-21 06:00 UTC" in text
-    assert "# ext4 on /dev/vda, 1 GiB of a file, through the page cache," in text
+    assert "# ext4 on /dev/vda, 1 GiB of a file, through the page cache, uring," in text
     assert "# NOTE: this is a test." in text
     assert "# read 8 KiB, depth 4" in text
     assert all(f"# {line}".rstrip() in text for line in to_text(calibration(GUEST)).splitlines())
@@ -479,6 +577,7 @@ def calibration(model: DeviceModel) -> Calibration:
         host=HostCost(HOST, ORIGIN, 0.1),
         device="ext4 on /dev/vda",
         direct=False,
+        engine="uring",
         size_bytes=1 << 30,
         page_bytes=8192,
         seconds=20,

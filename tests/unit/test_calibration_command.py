@@ -1,6 +1,8 @@
 """``kvtier calibrate`` from its arguments to its files."""
 
+import contextlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -86,12 +88,20 @@ def test_ctrl_c_ends_a_calibration_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def _wait_for_load(process: "subprocess.Popen[str]") -> None:
-    """Until the threads of a load are there."""
-    tasks = Path(f"/proc/{process.pid}/task")
+    """Until a load is under way: its threads are there, or its ring has ended operations."""
     end_s = time.monotonic() + WAIT_S
     while time.monotonic() < end_s:
-        names = [(task / "comm").read_text() for task in tasks.iterdir()]
-        if len(names) > 32:
+        if len(list(Path(f"/proc/{process.pid}/task").iterdir())) > 32 or _ring_has_ended(process):
             return
         time.sleep(0.02)
     raise AssertionError("the load did not begin")
+
+
+def _ring_has_ended(process: "subprocess.Popen[str]") -> bool:
+    """Whether an io_uring of the process has told of ends of operations."""
+    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            if descriptor.readlink().name == "anon_inode:[io_uring]":
+                told = (descriptor.parent.parent / "fdinfo" / descriptor.name).read_text()
+                return re.search(r"^CqTail:\s*[1-9]", told, re.M) is not None
+    return False
