@@ -3,11 +3,11 @@
 A file on the device is calibrated. Before and after that, fio reads it at random, at several
 depths, with O_DIRECT and io_uring, and the vector sample is replayed through all tiers on that
 device; it is also simulated with what the calibration wrote. All of it several times, because a
-shared machine is not the same for long. A ratio is the median of those of the rounds: what the
-models predict, over the mean of what fio or the replay finds before and after. One of IOPS is
-*within* at 10 %, of a whole replay at 15 %; one of a 99th percentile at 25 %, or at what fio's own
-repetitions differ by if that is more. The replay's origin is files that the system has cached, and
-it checks no bytes. fio must be on the PATH.
+shared machine is not the same for long, and after pauses, because it is slower after work. A ratio
+is the median of those of the rounds: what the models predict, over the mean of what fio or the
+replay finds before and after. One of IOPS is *within* at 10 %, of a whole replay at 15 %; one of a
+99th percentile at 25 %, or at what fio's own repetitions differ by if that is more. The replay's
+origin is files that the system has cached, and it checks no bytes. fio must be on the PATH.
 
     python bench/calibration.py [--quick] [--json FILE] [--directory DIR]
 """
@@ -20,6 +20,7 @@ import json
 import os
 import statistics
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ IOPS_TOLERANCE = 0.10
 REPLAY_TOLERANCE = 0.15
 P99_TOLERANCE = 0.25
 CHUNK_BYTES = 4 << 20
+PAUSE_S = 2
 TRACE = Path(__file__).resolve().parents[1] / "traces" / "sample.parquet"
 DRIVES = ("waves", "closed")
 SETTINGS = (
@@ -117,7 +119,9 @@ def main(scale: Scale, directory: Path | None, seed: int) -> dict[str, Any]:
         rounds = []
         before = measure(Path(name), path, scale)
         for _ in range(scale.rounds):
+            time.sleep(PAUSE_S)
             calibration = calibrate(path, seconds=scale.calibration_s, write=True, seed=seed)
+            time.sleep(PAUSE_S)
             after = measure(Path(name), path, scale)
             simulated = simulate(calibration, Path(name), scale)
             rounds.append(Round(calibration, simulated, mean(before, after)))

@@ -19,6 +19,9 @@ _MISFIT: Final = 0.05
 _TAIL_MISFIT: Final = 0.1
 """The same of a 99th percentile."""
 
+_LARGE_MISFIT: Final = 4
+"""So many times as much of operations larger than a page: they only find the bandwidth."""
+
 _STEPS: Final = (1.5, 1.2, 1.1, 1.05, 1.02)
 _SEARCH_ROUNDS: Final = 100
 """Fewer than a prediction takes: the same numbers are drawn for every model that is tried."""
@@ -155,10 +158,12 @@ def _search(
 def _loss(model: DeviceModel, measured: Sequence[Measured]) -> float:
     """Squared errors, each over what is to be expected of it: so noise has little say."""
     loss = 0.0
+    page_bytes = min(each.load.io_bytes for each in measured)
     for fit in compare(model, measured, _SEARCH_ROUNDS):
-        noise = fit.measured.iops_noise, fit.measured.p99_noise
-        loss += math.log1p(fit.iops_error) ** 2 / (_MISFIT**2 + noise[0] ** 2)
-        loss += math.log1p(fit.p99_error) ** 2 / (_TAIL_MISFIT**2 + noise[1] ** 2)
+        each = fit.measured
+        scale = 1 if each.load.io_bytes == page_bytes else _LARGE_MISFIT
+        loss += math.log1p(fit.iops_error) ** 2 / ((scale * _MISFIT) ** 2 + each.iops_noise**2)
+        loss += math.log1p(fit.p99_error) ** 2 / ((scale * _TAIL_MISFIT) ** 2 + each.p99_noise**2)
     return loss
 
 
