@@ -202,22 +202,49 @@ class Backend(ABC):
         """Let go of everything; a second call does nothing."""
 
 
-def copy_extents(batch: ExtentBatch, addresses: Sequence[int], pages: Sequence[int], out: U8) -> U8:
+class ResidentBackend(Backend):
+    """A store whose objects lie in this process's memory.
+
+    A server sends pages from there, where its connection is not secret, without a copy in between.
+
+    Attributes:
+        page_bytes: the page size that it was opened with.
+    """
+
+    page_bytes: int
+
+    @abstractmethod
+    def locate(self, keys: Sequence[bytes]) -> U64:
+        """Where objects lie, until the event loop goes on.
+
+        Args:
+            keys: k names, of any length.
+
+        Returns:
+            u64[k, 3]: of each its version, its pages, and the address of the first; the others
+            follow. Where there is no such object, it has no page.
+        """
+
+    async def read(self, batch: ExtentBatch, out: U8) -> U8:
+        check_extents(batch, out, self.page_bytes, self.capability)
+        return copy_extents(batch, self.locate(batch.keys), out)
+
+
+def copy_extents(batch: ExtentBatch, places: U64, out: U8) -> U8:
     """Answer a read, checked by :func:`check_extents`, out of objects in memory.
 
     Args:
         batch: the read.
-        addresses: where the pages of each of its keys begin (``array.ctypes.data``).
-        pages: how many there are; -1 where there is no such object.
+        places: u64[k, 3], of its keys, as :meth:`ResidentBackend.locate` tells them.
         out: u8[rows, page_bytes].
 
     Returns:
-        u8[n], a ``PageStatus``: ABSENT where there is no object, or it ends before the extent.
+        u8[n], a ``PageStatus``: ABSENT where there is no such object, or it ends before the extent.
     """
     status = empty_status(len(batch))
     extents.copy(
-        np.array(addresses, np.uint64),
-        np.array(pages, np.int64),
+        places,
+        batch.versions,
         batch.key_index,
         batch.first_page,
         batch.page_count,

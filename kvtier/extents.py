@@ -10,8 +10,8 @@ from typing import Final
 
 import numpy as np
 
-from kvtier.jit import jit
-from kvtier.pages import I64, U8, U32, U64, PageStatus
+from kvtier.jit import jit, jit_inline
+from kvtier.pages import U8, U32, U64, PageStatus
 from kvtier.rows import memcpy
 
 _OK: Final = np.uint8(PageStatus.OK)
@@ -69,10 +69,22 @@ def run(page_count: U32, row: U32) -> tuple[np.int64, np.int64]:
     return pages, is_run
 
 
+@jit_inline
+def find(
+    places: U64, versions: U64, key: int, first_page: int, page_count: int, page_bytes: int
+) -> np.uint64:
+    """The address of an extent, 0 where it is not there; arguments as those of :func:`copy`."""
+    end = np.uint64(first_page) + np.uint64(page_count)
+    if places[key, 0] != versions[key] or end > places[key, 1]:
+        return np.uint64(0)
+    start: np.uint64 = places[key, 2] + np.uint64(first_page) * np.uint64(page_bytes)
+    return start
+
+
 @jit
 def copy(
-    addresses: U64,
-    pages: I64,
+    places: U64,
+    versions: U64,
     key_index: U32,
     first_page: U32,
     page_count: U32,
@@ -84,8 +96,8 @@ def copy(
     """Copy extents of objects in memory to rows of a buffer.
 
     Args:
-        addresses: u64[k], where the pages of each key begin.
-        pages: i64[k], how many there are, -1 where there is no such object.
+        places: u64[k, 3], version, pages and address of each object; no pages where there is none.
+        versions: u64[k], the version wanted of each.
         key_index: u32[n], the key of each extent.
         first_page: u32[n].
         page_count: u32[n].
@@ -95,23 +107,20 @@ def copy(
         status: u8[n], is written: a ``PageStatus``.
     """
     for at in range(len(page_count)):
-        key = key_index[at]
-        if np.int64(first_page[at]) + np.int64(page_count[at]) > pages[key]:
+        key, size = key_index[at], np.uint64(page_count[at]) * np.uint64(page_bytes)
+        start = find(places, versions, key, first_page[at], page_count[at], page_bytes)
+        if start == 0:
             status[at] = _ABSENT
         else:
             status[at] = _OK
-            memcpy(
-                np.uint64(target) + np.uint64(row[at]) * np.uint64(page_bytes),
-                addresses[key] + np.uint64(first_page[at]) * np.uint64(page_bytes),
-                np.uint64(page_count[at]) * np.uint64(page_bytes),
-            )
+            memcpy(np.uint64(target) + np.uint64(row[at]) * np.uint64(page_bytes), start, size)
 
 
 def compile_all() -> None:
     """Compile what works on batches, so that no request waits for it; kept on disk."""
     zeros, ones, status = np.zeros(1, np.uint32), np.ones(1, np.uint32), np.zeros(1, np.uint8)
-    nowhere, no_pages = np.zeros(1, np.uint64), np.full(1, -1, np.int64)
+    places, versions = np.zeros((1, 3), np.uint64), np.zeros(1, np.uint64)
     bounds(zeros, ones, zeros)
     lay_out(zeros, ones, zeros)
     run(ones, zeros)
-    copy(nowhere, no_pages, zeros, zeros, ones, zeros, 0, 1, status)
+    copy(places, versions, zeros, zeros, ones, zeros, 0, 1, status)

@@ -3,41 +3,40 @@
 from __future__ import annotations
 
 import secrets
+import struct
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from kvtier.backend import (
-    Backend,
     Capability,
-    ExtentBatch,
     ObjectBatch,
     ObjectStats,
     PutResult,
-    check_extents,
+    ResidentBackend,
     check_keys,
     check_objects,
     check_options,
-    copy_extents,
     empty_status,
 )
 from kvtier.errors import ClosedError, SettingsError
-from kvtier.pages import U8, PageStatus, check_page_bytes
+from kvtier.pages import U8, U64, PageStatus, check_page_bytes
 
 
 class _Object(NamedTuple):
     version: int
     pages: U8
     """u8[pages, page_bytes], never written again."""
-    address: int
-    """Where they begin."""
+    place: bytes
+    """u64[3], as ``locate`` tells it."""
 
 
-_NOWHERE: Final = _Object(-1, np.empty((0, 0), np.uint8), 0)
+_PLACE: Final = struct.Struct("=QQQ")
+_NOWHERE: Final = _Object(0, np.empty((0, 0), np.uint8), bytes(_PLACE.size))
 
 
-class MemoryBackend(Backend):
+class MemoryBackend(ResidentBackend):
     """Objects in a dict, lost at ``close``.
 
     Options:
@@ -49,7 +48,7 @@ class MemoryBackend(Backend):
     capability = Capability()
 
     def __init__(self, page_bytes: int, capacity_bytes: int | None) -> None:
-        self._page_bytes = page_bytes
+        self.page_bytes = page_bytes
         self._capacity_bytes = capacity_bytes
         self._used_bytes = 0
         self._objects: dict[bytes, _Object] = {}
@@ -77,19 +76,15 @@ class MemoryBackend(Backend):
             versions=np.array([one.version if one else 0 for one in found], np.uint64),
         )
 
-    async def read(self, batch: ExtentBatch, out: U8) -> U8:
+    def locate(self, keys: Sequence[bytes]) -> U64:
         self._check_open()
-        check_extents(batch, out, self._page_bytes, self.capability)
-        held = [self._objects.get(key, _NOWHERE) for key in batch.keys]
-        pages = [
-            len(one.pages) if one.version == version else -1
-            for one, version in zip(held, batch.versions.tolist(), strict=True)
-        ]
-        return copy_extents(batch, [one.address for one in held], pages, out)
+        objects = self._objects
+        places = bytearray().join([objects.get(key, _NOWHERE).place for key in keys])
+        return np.frombuffer(places, np.uint64, 3 * len(keys)).reshape(-1, 3)
 
     async def put(self, batch: ObjectBatch) -> PutResult:
         self._check_open()
-        check_objects(batch, self._page_bytes, self.capability)
+        check_objects(batch, self.page_bytes, self.capability)
         status = empty_status(len(batch))
         versions = np.zeros(len(batch), np.uint64)
         first = 0
@@ -134,7 +129,8 @@ class MemoryBackend(Backend):
         self._used_bytes = used_bytes
         self._version += 1
         kept = pages.copy()
-        self._objects[key] = _Object(self._version, kept, kept.ctypes.data)
+        place = _PLACE.pack(self._version, len(kept), kept.ctypes.data)
+        self._objects[key] = _Object(self._version, kept, place)
         return self._version
 
     def _check_open(self) -> None:

@@ -21,6 +21,8 @@ pread: Any
 """``pread(fd, address, bytes, offset)``: bytes read, or -1."""
 pwrite: Any
 """``pwrite(fd, address, bytes, offset)``: bytes written, or -1."""
+writev: Any
+"""``writev(fd, address, count)``: bytes written out of so many pairs of address and size, or -1."""
 syscall: Any
 """``syscall(number, a, b, c, d, e, f)``: the answer, or -1."""
 clock_gettime: Any
@@ -39,9 +41,12 @@ store_word: Any
 if JIT_DISABLED:
     _library = ctypes.CDLL(None, use_errno=True)
     read, pread, pwrite = _library.read, _library.pread, _library.pwrite
+    writev = _library.writev
     syscall = _library.syscall
     read.restype = ctypes.c_ssize_t
     read.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    writev.restype = ctypes.c_ssize_t
+    writev.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int)
     for _function in (pread, pwrite):
         _function.restype = ctypes.c_ssize_t
         _function.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
@@ -73,6 +78,7 @@ else:
     read = _types.ExternalFunction("read", _I64(_types.int32, _I64, _I64))
     pread = _types.ExternalFunction("pread", _MOVE)
     pwrite = _types.ExternalFunction("pwrite", _MOVE)
+    writev = _types.ExternalFunction("writev", _I64(_types.int32, _I64, _types.int32))
     syscall = _types.ExternalFunction("syscall", _I64(*(_I64,) * 7))
     clock_gettime = _types.ExternalFunction("clock_gettime", _types.int32(_types.int32, _I64))
     errno_location = _types.ExternalFunction("__errno_location", _types.CPointer(_types.int32)())

@@ -33,11 +33,15 @@ class Budget:
         Returns:
             Whether they were taken at once.
         """
-        if not self._line and self._has_room(size_bytes):
+        if self.has_room(size_bytes):
             self.held_bytes += size_bytes
             return True
         self._line.append((size_bytes, granted))
         return False
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Whether bytes could be taken now: there is room, and nobody waits for it."""
+        return not self._line and self._fits(size_bytes)
 
     def take_anyway(self, size_bytes: int) -> None:
         """Take bytes whether there is room or not: for little things that must not wait."""
@@ -54,10 +58,10 @@ class Budget:
         self._serve()
 
     def _serve(self) -> None:
-        while self._line and self._has_room(self._line[0][0]):
+        while self._line and self._fits(self._line[0][0]):
             size_bytes, granted = self._line.popleft()
             self.held_bytes += size_bytes
             granted()
 
-    def _has_room(self, size_bytes: int) -> bool:
+    def _fits(self, size_bytes: int) -> bool:
         return self.held_bytes == 0 or self.held_bytes + size_bytes <= self._bytes_max

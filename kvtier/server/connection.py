@@ -8,9 +8,11 @@ from typing import Final, cast
 
 import numpy as np
 
+from kvtier.backend import Backend, ExtentBatch
 from kvtier.errors import ProtocolError
 from kvtier.pages import U8
 from kvtier.server.answers import Answers, Buffers
+from kvtier.server.direct import DirectReads, locate_of
 from kvtier.server.export import Export
 from kvtier.server.pace import Pace
 from kvtier.server.refusals import Reason
@@ -54,6 +56,7 @@ class Connection(asyncio.BufferedProtocol):
         self._parser = FrameParser(self, _STRANGER)
         self._work: Work | None = None  # once the HELLO was accepted
         self._uploads: Uploads | None = None  # from then on, too
+        self._direct: DirectReads | None = None  # where the store and the transport allow it
         self._checked_ns = export.clock.now_ns()
         self._pace = Pace(self._checked_ns)
         self._payload: U8 | None = None  # of the PUT that is arriving
@@ -92,6 +95,8 @@ class Connection(asyncio.BufferedProtocol):
         self._export.counters.received_bytes += nbytes
         if not self._pace.is_stranger:
             self._pace.quiet_ns = self._export.clock.now_ns()
+        if self._direct is not None:
+            self._direct.begin_turn()
         try:
             self._parser.buffer_updated(nbytes)
         except ProtocolError as error:
@@ -215,7 +220,15 @@ class Connection(asyncio.BufferedProtocol):
         uploads = Uploads(backend, page_bytes, object_pages_max, limits.uploads_max, export.room)
         answers = Answers(backend, page_bytes, object_pages_max, uploads, limits, export.memory)
         self._uploads = uploads
-        self._work = Work(export, answers, self._write, self._refuse_request, self._update_reading)
+        self._work = Work(
+            export,
+            answers,
+            self._write,
+            self._answer_read,
+            self._refuse_request,
+            self._update_reading,
+        )
+        self._direct = self._direct_reads(backend)
         export.strangers.pop(self, None)
         self._pace.is_stranger = False
         self._pace.quiet_ns = export.clock.now_ns()
@@ -236,6 +249,17 @@ class Connection(asyncio.BufferedProtocol):
             "the token is missing or wrong",
         )
 
+    def _direct_reads(self, backend: Backend) -> DirectReads | None:
+        """What answers reads past the transport, if that would send the bytes as they are."""
+        locate, connected = locate_of(backend), self._transport.get_extra_info("socket")
+        is_secret = self._transport.get_extra_info("sslcontext") is not None
+        if locate is None or connected is None or is_secret:
+            return None
+        export = self._export
+        return DirectReads(
+            connected.fileno(), locate, backend, export.page_bytes, self._limits, export.counters
+        )
+
     def _refuse_request(self, text: str) -> None:
         self.refuse(Reason.PROTOCOL, text)
 
@@ -251,6 +275,19 @@ class Connection(asyncio.BufferedProtocol):
         for buffer in buffers:
             self._transport.write(buffer)
             self._export.counters.sent_bytes += len(buffer)
+
+    def _answer_read(self, number: int, batch: ExtentBatch, payload_bytes: int) -> int | None:
+        """Answer a read past the transport, if that has nothing to send."""
+        if self._direct is None or self._hung_up or self._transport.is_closing():
+            return None
+        if self._transport.get_write_buffer_size():
+            return None
+        rest = self._direct.answer(number, batch, payload_bytes)
+        if rest is None:
+            return None
+        if len(rest):
+            self._write([rest.data])
+        return len(rest)
 
     def _update_reading(self) -> None:
         """Read while there is room for what comes; of a peer that was hung up on, to the end."""

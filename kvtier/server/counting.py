@@ -32,6 +32,8 @@ class Outcome(StrEnum):
     CANCELLED = "cancelled"
     """Its client left, or the server ended, first."""
 
+    __hash__ = str.__hash__  # an enum's own hashes the name, in Python
+
 
 @dataclass(slots=True)
 class _Latencies:

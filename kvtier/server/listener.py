@@ -8,11 +8,12 @@ import logging
 import ssl
 from typing import Final
 
+from kvtier import extents
 from kvtier.backend import Backend
 from kvtier.clock import Clock, WallClock
 from kvtier.errors import SettingsError
-from kvtier.extents import compile_all
 from kvtier.pages import check_page_bytes
+from kvtier.server import direct
 from kvtier.server.acceptor import Acceptor, listen
 from kvtier.server.budget import Budget
 from kvtier.server.connection import Connection
@@ -61,7 +62,8 @@ async def serve(
         BackendError: the address cannot be listened on.
     """
     check_page_bytes(page_bytes)
-    compile_all()
+    extents.compile_all()
+    direct.compile_all()
     _check_door(host, tokens, tls is not None or cleartext)
     limits, clock = limits or ServerLimits(), clock or WallClock()
     limits.check(page_bytes)

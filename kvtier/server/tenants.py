@@ -69,16 +69,16 @@ class TenantView(Wrapper):
         return cls(options["inner"], options["tenant"])
 
     async def stat(self, keys: Sequence[bytes]) -> ObjectStats:
-        return await self.inner.stat(self._own(keys))
+        return await self.inner.stat(self.own(keys))
 
     async def read(self, batch: ExtentBatch, out: U8) -> U8:
-        return await self.inner.read(replace(batch, keys=self._own(batch.keys)), out)
+        return await self.inner.read(replace(batch, keys=self.own(batch.keys)), out)
 
     async def put(self, batch: ObjectBatch) -> PutResult:
-        return await self.inner.put(replace(batch, keys=self._own(batch.keys)))
+        return await self.inner.put(replace(batch, keys=self.own(batch.keys)))
 
     async def delete(self, keys: Sequence[bytes]) -> U8:
-        return await self.inner.delete(self._own(keys))
+        return await self.inner.delete(self.own(keys))
 
     async def keys(self) -> AsyncIterator[bytes]:
         passed = 0
@@ -90,7 +90,8 @@ class TenantView(Wrapper):
             if passed % _FOREIGN_KEYS == 0:
                 await asyncio.sleep(0)
 
-    def _own(self, keys: Sequence[bytes]) -> tuple[bytes, ...]:
+    def own(self, keys: Sequence[bytes]) -> tuple[bytes, ...]:
+        """What the store calls ``keys`` of the tenant; LimitError where one is too long."""
         # Checked here: the store's own bounds are larger, and of keys that nobody sent.
         check_keys(keys, self.capability)
         return tuple(self._namespace + key for key in keys)

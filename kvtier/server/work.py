@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
+from kvtier.backend import ExtentBatch
 from kvtier.errors import KvtierError, LimitError, ProtocolError
 from kvtier.pages import U8
 from kvtier.server.answers import Answers, Buffers, reply_bytes
@@ -17,7 +18,7 @@ from kvtier.server.counting import Outcome
 from kvtier.server.export import Export
 from kvtier.wire.codec import encode
 from kvtier.wire.frames import Frame
-from kvtier.wire.messages import ErrorCode, Failure, Message
+from kvtier.wire.messages import ErrorCode, Failure, Message, Read
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -56,6 +57,9 @@ class Work:
         export: shared by all connections.
         answers: what answers; closed with this.
         write: sends frames.
+        answer_read: answers a read of so many bytes with no memory but the backend's, if it can
+            now: bytes of the answer that the kernel had no room for, and the transport keeps; or
+            None.
         refuse: hangs up on the client for a request that makes no sense.
         changed: called when :attr:`has_room` may have changed.
 
@@ -69,12 +73,14 @@ class Work:
         export: Export,
         answers: Answers,
         write: Callable[[Buffers], None],
+        answer_read: Callable[[int, ExtentBatch, int], int | None],
         refuse: Callable[[str], None],
         changed: Callable[[], None],
     ) -> None:
         self._export = export
         self._answers = answers
         self._write = write
+        self._answer_read = answer_read
         self._refuse = refuse
         self._changed = changed
         self._waiting: deque[_Request] = deque()
@@ -110,10 +116,28 @@ class Work:
             reply = reply_bytes(message, self._export.page_bytes)
             if reply > self._export.limits.frame.payload_bytes_max:
                 reply = 0  # it will be refused: nobody needs to make room for it
+            elif isinstance(message, Read) and self._answer_at_once(number, message.batch, reply):
+                return
             claim = _Claim(_REQUEST_BYTES + body_bytes + reply)
         self._waiting.append(_Request(number, message, payload, claim))
         self.idle.clear()
         self._advance()
+
+    def _answer_at_once(self, number: int, batch: ExtentBatch, reply: int) -> bool:
+        """Answer a read that needs no room, if it would find some and nothing stands before it."""
+        export = self._export
+        if self._waiting or not (self._fits(reply) and export.budget.has_room(reply)):
+            return False
+        begun_ns = export.clock.now_ns()
+        left_bytes = self._answer_read(number, batch, reply)
+        if left_bytes is None:
+            return False
+        self._count(Read.__name__, Outcome.OK, begun_ns)
+        if not self.writable.is_set():
+            export.budget.take_anyway(left_bytes)
+            self.idle.clear()
+            self._run(_Claim(left_bytes, is_granted=True), self._drain())
+        return True
 
     def end(self) -> None:
         """The client is gone: cancel everything, and give back what is held."""
@@ -135,17 +159,18 @@ class Work:
 
     def _advance(self) -> None:
         """Start what there is room for, in the order in which it came."""
-        while self._waiting and self._fits(self._waiting[0].claim):
+        while self._waiting and self._fits(self._waiting[0].claim.size_bytes):
             if not self._has_grant(self._waiting[0].claim):
                 break
-            self._start(self._waiting.popleft())
+            request = self._waiting.popleft()
+            self._run(request.claim, self._serve(request))
         if not self._waiting and self._arriving is not None:
             self._has_grant(self._arriving)
         self._changed()
 
-    def _fits(self, claim: _Claim) -> bool:
+    def _fits(self, size_bytes: int) -> bool:
         most = self._export.limits.inflight_bytes_max
-        return self._held_bytes == 0 or self._held_bytes + claim.size_bytes <= most
+        return self._held_bytes == 0 or self._held_bytes + size_bytes <= most
 
     def _has_grant(self, claim: _Claim) -> bool:
         """Whether the server has the memory; else this connection stands in line for it."""
@@ -171,11 +196,12 @@ class Work:
         claim.is_granted = True
         self._advance()
 
-    def _start(self, request: _Request) -> None:
-        self._held_bytes += request.claim.size_bytes
-        task = self._export.spawn(self._serve(request))
+    def _run(self, claim: _Claim, work: Coroutine[Any, Any, None]) -> None:
+        """Hold what was claimed until ``work`` has ended."""
+        self._held_bytes += claim.size_bytes
+        task = self._export.spawn(work)
         self._running.add(task)
-        task.add_done_callback(partial(self._ended, request.claim))
+        task.add_done_callback(partial(self._ended, claim))
 
     async def _serve(self, request: _Request) -> None:
         """Answer one request; it is held until its answer left for the kernel."""
@@ -188,9 +214,12 @@ class Work:
             self._refuse(str(error))
             return
         finally:
-            latency_s = (self._export.clock.now_ns() - begun_ns) / 1e9
-            self._export.counters.request(type(request.message).__name__, outcome, latency_s)
+            self._count(type(request.message).__name__, outcome, begun_ns)
         self._write(buffers)
+        await self.writable.wait()
+
+    async def _drain(self) -> None:
+        """The end of an answer leaves for the kernel."""
         await self.writable.wait()
 
     async def _answer(self, request: _Request) -> tuple[Outcome, Buffers]:
@@ -209,6 +238,10 @@ class Work:
             text = f"{type(error).__name__}: {error}"
             outcome, failure = Outcome.BACKEND, Failure(ErrorCode.BACKEND, text)
         return outcome, [encode(failure, number)]
+
+    def _count(self, kind: str, outcome: Outcome, begun_ns: int) -> None:
+        latency_s = (self._export.clock.now_ns() - begun_ns) / 1e9
+        self._export.counters.request(kind, outcome, latency_s)
 
     def _ended(self, claim: _Claim, task: asyncio.Task[None]) -> None:
         self._running.discard(task)

@@ -73,8 +73,8 @@ def test_extents_are_copied_out_of_objects_in_memory(some: list[Extent], pages: 
     _, _, count = columns(some)
     rows = (np.cumsum(count) - count).astype(np.uint32)
     out = np.zeros((int(count.sum()), 16), np.uint8)
-    addresses = [one.ctypes.data for one in objects]
-    status = copy_extents(batch_of(some, rows), addresses, pages, out)
+    places = np.array([(1, len(one), one.ctypes.data) for one in objects], np.uint64)
+    status = copy_extents(batch_of(some, rows), places, out)
     for (key, first, wanted), row, found in zip(some, rows.tolist(), status.tolist(), strict=True):
         taken = out[row : row + wanted]
         if first + wanted > pages[key]:
