@@ -35,6 +35,12 @@ def make_extents(
     return ExtentBatch(tuple(keys), wanted, key_index, first_page, page_count, row)
 
 
+def check_status(status: object, extents: int) -> None:
+    """Whether ``read`` answered as it should: u8[n], a status for each extent."""
+    assert isinstance(status, np.ndarray), f"read answered a {type(status).__name__}, no array"
+    assert (status.dtype, status.shape) == (np.uint8, (extents,))
+
+
 async def put_objects(
     backend: Backend, objects: Mapping[bytes, U8], page_bytes: int
 ) -> dict[bytes, int]:
@@ -58,6 +64,7 @@ async def read_objects(
     An object that is rewritten between the two calls counts as not there.
     """
     stats = await backend.stat(keys)
+    assert len(stats.pages) == len(stats.versions) == len(keys), "stat answers every key"
     length = backend.capability.extent_pages_max
     versions: dict[bytes, int] = {}
     rows: dict[bytes, slice] = {}
@@ -76,6 +83,7 @@ async def read_objects(
         end += pages
     out = np.empty((end, page_bytes), np.uint8)
     status = await backend.read(make_extents(versions, extents), out)
+    check_status(status, len(extents))
     assert set(status.tolist()) <= {PageStatus.OK, PageStatus.ABSENT}
     lost = {key for (key, *_), one in zip(extents, status.tolist(), strict=True) if one}
     return {key: out[rows[key]] if key in rows and key not in lost else None for key in keys}

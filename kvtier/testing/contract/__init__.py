@@ -25,12 +25,15 @@ __all__ = ["BackendContract", "ContractBase"]
 
 
 class BackendContract(
-    ReadingContract,
-    WritingContract,
-    NamingContract,
-    LimitsContract,
-    ConcurrencyContract,
-    LifecycleContract,
     SequencesContract,
+    LifecycleContract,
+    ConcurrencyContract,
+    LimitsContract,
+    NamingContract,
+    WritingContract,
+    ReadingContract,
 ):
-    """Everything that is asked of a backend; see the module for how to use it."""
+    """Everything that is asked of a backend; see the module for how to use it.
+
+    pytest runs the tests of the last base first: what goes wrong is met in its simplest form.
+    """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -11,11 +12,13 @@ from hypothesis import strategies as st
 
 from kvtier.backend import Backend
 from kvtier.pages import U8, PageStatus
-from kvtier.testing.batches import list_keys, make_extents, make_objects
+from kvtier.testing.batches import check_status, list_keys, make_extents, make_objects
 from kvtier.testing.contract.base import ContractBase, needs_writable
 
 _KEYS: Final = (b"a", b"a/b", b"\x00", b"..", b"\xff" * 40)
 _PAGES_MAX: Final = 6
+_SEQUENCE_S: Final = 30
+"""A backend that never answers must not hang the search for the shortest sequence."""
 
 _SOME_KEYS: Final = st.lists(st.sampled_from(_KEYS), unique=True, max_size=len(_KEYS))
 
@@ -96,6 +99,11 @@ class SequencesContract(ContractBase):
         self, backend: Backend, steps: list[Step]
     ) -> None:
         needs_writable(backend)
+        async with asyncio.timeout(_SEQUENCE_S):
+            await self.take(backend, steps)
+
+    async def take(self, backend: Backend, steps: list[Step]) -> None:
+        """Take the steps, on a store that is emptied first."""
         await backend.delete(_KEYS)
         model = Model()
         for generation, step in enumerate(steps):
@@ -145,6 +153,7 @@ class SequencesContract(ContractBase):
         ]
         out = np.zeros((len(extents) * _PAGES_MAX, self.page_bytes), np.uint8)
         status = await backend.read(make_extents(versions, extents), out)
+        check_status(status, len(extents))
         for (key, first, count, row), one in zip(extents, status.tolist(), strict=True):
             if versions[key] != model.versions.get(key) or first + count > len(model.pages[key]):
                 assert one == PageStatus.ABSENT
