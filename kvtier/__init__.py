@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from kvtier.errors import KvtierError
     from kvtier.lease import Lease
     from kvtier.opening import open_cache
-    from kvtier.pages import PageStatus
+    from kvtier.pages import PageStatus, Purpose
     from kvtier.settings import Settings, default_settings, load_settings
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Lease",
     "OpenedObjects",
     "PageStatus",
+    "Purpose",
     "ReadResult",
     "Settings",
     "TieredCache",
@@ -33,6 +34,7 @@ _HOMES = {
     "Lease": "kvtier.lease",
     "OpenedObjects": "kvtier.cache",
     "PageStatus": "kvtier.pages",
+    "Purpose": "kvtier.pages",
     "ReadResult": "kvtier.cache",
     "Settings": "kvtier.settings",
     "TieredCache": "kvtier.cache",

@@ -12,11 +12,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from kvtier.answers import Parts
+from kvtier.arguments import check_rows, checked_counts, checked_keys
 from kvtier.catalogue import Catalogue, ObjectStore
 from kvtier.chain import Chain, Read
 from kvtier.directory import ObjectDirectory
@@ -82,6 +83,8 @@ class Driver(Protocol):
 
 
 DriverT = TypeVar("DriverT", bound=Driver)
+
+_PURPOSES: Final = frozenset(Purpose)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -170,10 +173,10 @@ class TieredCache(Generic[DriverT]):
 
         Raises:
             BackendError: the origin cannot say.
-            LimitError: more distinct keys than the directory can remember.
+            LimitError: a key is not ``bytes``, or there are more than the directory can remember.
         """
         self._driver.check()
-        entries = await self._catalogue.find(keys)
+        entries = await self._catalogue.find(checked_keys(keys))
         return OpenedObjects(
             np.array([0 if entry is None else entry.object_id for entry in entries], np.uint32),
             np.array([-1 if entry is None else entry.pages for entry in entries], np.int64),
@@ -182,7 +185,7 @@ class TieredCache(Generic[DriverT]):
     async def available(self, keys: Sequence[bytes]) -> Bool:
         """Which objects can be read now, whole (bool[k]): the origin has them, or the tiers do."""
         self._driver.check()
-        entries = await self._catalogue.find(keys)
+        entries = await self._catalogue.find(checked_keys(keys))
         available = np.array([entry is not None for entry in entries], np.bool_)
         cached = [row for row, entry in enumerate(entries) if entry and not entry.at_origin]
         if cached:
@@ -196,7 +199,7 @@ class TieredCache(Generic[DriverT]):
     async def lookup(self, keys: Sequence[bytes]) -> int:
         """Length of the leading run of keys whose objects can be read now, whole."""
         available = await self.available(keys)
-        return len(keys) if available.all() else int(np.argmin(available))
+        return len(available) if available.all() else int(np.argmin(available))
 
     async def write(
         self, keys: Sequence[bytes], page_counts: Sequence[int] | I64, payload: U8 | None
@@ -213,13 +216,15 @@ class TieredCache(Generic[DriverT]):
             u8[k], OK, or FAILED where the origin refused; that object keeps its old version.
 
         Raises:
+            LimitError: ``keys``, ``page_counts`` and ``payload`` do not fit together.
             BackendError: the origin cannot be reached. What went there before the failure stays
                 published; the objects of the failed call are looked up anew when next opened.
             DeviceError: it could not be written down that a key has a new version, so a restart
                 may bring the old one back.
         """
         self._driver.check()
-        return await self._publishing.write(keys, np.asarray(page_counts, np.int64), payload)
+        counts = checked_counts(page_counts)
+        return await self._publishing.write(checked_keys(keys), counts, payload)
 
     async def delete(self, keys: Sequence[bytes]) -> None:
         """Forget objects everywhere, at the origin too if it is written through.
@@ -230,10 +235,11 @@ class TieredCache(Generic[DriverT]):
                 bring them back.
         """
         self._driver.check()
-        status = await self._publishing.delete(keys)
+        named = checked_keys(keys)
+        status = await self._publishing.delete(named)
         failed = int(np.count_nonzero(status == PageStatus.FAILED))
         if failed:
-            raise BackendError(f"the origin could not delete {failed} of {len(keys)} objects")
+            raise BackendError(f"the origin could not delete {failed} of {len(named)} objects")
 
     # -- pages --------------------------------------------------------------------------------
 
@@ -265,11 +271,13 @@ class TieredCache(Generic[DriverT]):
                 unless it was changed.
 
         Raises:
-            LimitError: ``page_ids`` or ``out`` does not fit.
+            LimitError: ``page_ids``, ``out`` or ``purpose`` is none.
             DeviceLostError: ``page_ids`` or ``out`` lies on a GPU that has failed.
             DeviceError: the GPU has no memory left for the pages.
         """
         ids = self._checked_ids(page_ids, stream)
+        if purpose not in _PURPOSES:
+            raise LimitError(f"read: purpose is {purpose!r}: give a kvtier.Purpose")
         memory: Array = out
         rows: Rows | None
         if out is not None:
@@ -352,14 +360,5 @@ class TieredCache(Generic[DriverT]):
         rows: Rows = out if on_host else self._driver.gpu_memory.rows(out, stream)
         memory = rows.array if isinstance(rows, DeviceRows) else rows
         expected = (len(page_ids), self._settings.page_bytes)
-        if (
-            memory.dtype != np.uint8
-            or memory.shape != expected
-            or not memory.flags.c_contiguous
-            or (on_host and not memory.flags.writeable)
-        ):
-            raise LimitError(
-                f"read: out is {memory.dtype}{list(memory.shape)}: it must be a writable, "
-                f"C-contiguous uint8{list(expected)}"
-            )
+        check_rows("read: out", memory, expected, written=True)
         return rows

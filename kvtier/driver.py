@@ -29,7 +29,7 @@ from kvtier.chain import (
     Write,
 )
 from kvtier.clock import Clock
-from kvtier.errors import ClosedError
+from kvtier.errors import ClosedError, LoopError
 from kvtier.gpu import PageIds, Rows
 from kvtier.levels import Levels
 from kvtier.measure import measurements_by_purpose
@@ -94,6 +94,7 @@ class AsyncDriver(ChainDriver):
         self._deadline_s = deadline_s
         self._jobs: dict[int, _Job] = {}
         self._tasks = Tasks(self._ended)
+        self._loop = asyncio.get_running_loop()
         self._gate = asyncio.Lock()
         self._progress = asyncio.Event()
         self._unyielded_pages = 0
@@ -225,11 +226,16 @@ class AsyncDriver(ChainDriver):
             loop.call_soon(poll)
 
     def check(self) -> None:
-        """Raise ClosedError if the cache was closed or has broken down."""
+        """Raise ClosedError if the cache was closed or has broken down, LoopError elsewhere."""
         if isinstance(self._broken, ClosedError):
             raise self._broken
         if self._broken is not None:
             raise ClosedError(f"the cache broke down: {self._broken!r}") from self._broken
+        if asyncio.get_running_loop() is not self._loop:
+            raise LoopError(
+                "the cache was opened in another event loop: from there, "
+                "call asyncio.run_coroutine_threadsafe(cache.read(...), loop)"
+            )
 
     async def _start(
         self,

@@ -47,5 +47,9 @@ class LimitError(KvtierError, ValueError):
     """A request is larger than the configured bound."""
 
 
+class LoopError(KvtierError, RuntimeError):
+    """A cache was used in another event loop than the one that it was opened in."""
+
+
 class ClosedError(KvtierError, RuntimeError):
     """The cache, tier or backend was closed."""

@@ -52,6 +52,10 @@ async def open_cache(
         SettingsError: a setting is wrong, or asks for more than the machine has.
         UnknownBackendError, BackendError, DeviceError: a level cannot be opened.
     """
+    given: object = settings
+    if not isinstance(given, Settings):
+        name = type(given).__name__
+        raise SettingsError(f"open_cache takes Settings, not a {name}: load_settings makes them")
     validate(settings)
     check_machine(settings)
     if origin is not None and settings.origin is None:

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from kvtier.arguments import check_rows
 from kvtier.backend import ObjectBatch
 from kvtier.catalogue import Catalogue
 from kvtier.directory import ObjectEntry
@@ -46,7 +47,7 @@ class Publishing:
         self._batch_pages_max = settings.chain.batch_pages_max
         self._writes_origin = settings.origin is not None and settings.origin.write == "through"
 
-    async def write(self, keys: Sequence[bytes], counts: I64, payload: U8 | None) -> U8:
+    async def write(self, keys: tuple[bytes, ...], counts: I64, payload: U8 | None) -> U8:
         """As of :meth:`kvtier.cache.TieredCache.write`."""
         self._check_write(keys, counts, payload)
         status = np.empty(len(keys), np.uint8)
@@ -60,7 +61,7 @@ class Publishing:
             part = slice(start, end)
             async with self._catalogue.change(keys[part]):
                 try:
-                    status[part] = await self._write_batch(tuple(keys[part]), counts[part], rows)
+                    status[part] = await self._write_batch(keys[part], counts[part], rows)
                 finally:
                     await self._remember_retired()
             start = end
@@ -136,10 +137,5 @@ class Publishing:
         if len(counts) and int(counts.min()) < 1:
             raise LimitError("write: an object has at least 1 page")
         expected = (int(counts.sum()), self._page_bytes)
-        if payload is not None and (
-            payload.shape != expected or payload.dtype != np.uint8 or not payload.flags.c_contiguous
-        ):
-            raise LimitError(
-                f"write: payload is {payload.dtype}{list(payload.shape)}: "
-                f"it must be a C-contiguous uint8{list(expected)}"
-            )
+        if payload is not None:
+            check_rows("write: payload", payload, expected, written=False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import sys
 import types
 import typing
@@ -52,7 +53,7 @@ def default_settings() -> Settings:
     return load_settings(None)
 
 
-def load_settings(path: Path | None, overrides: Sequence[str] = ()) -> Settings:
+def load_settings(path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> Settings:
     """Read, override and check settings.
 
     Args:
@@ -63,7 +64,9 @@ def load_settings(path: Path | None, overrides: Sequence[str] = ()) -> Settings:
         SettingsError: the file is missing or no TOML; a key is unknown; a value has a wrong type,
             unit or range, or does not fit another. One line that names the file and the key.
     """
-    document = _read(path)
+    if isinstance(overrides, str):
+        raise SettingsError(f"--set {overrides}: give overrides as a list, [{overrides!r}]")
+    document = _read(None if path is None else Path(path))
     assigned: dict[str, Any] = dict(parse_assignment(text) for text in overrides)
     for key, value in assigned.items():
         _assign(document, key, value)
