@@ -24,7 +24,7 @@ from kvtier import environment
 from kvtier.cuda import CudaGpu
 from kvtier.gpu import Gpu
 from kvtier.io.ring import Ring, explain
-from kvtier.registry import GROUP, available
+from kvtier.registry import GROUP, available, remedy
 from kvtier.units import format_bytes
 
 PYTHON_MIN: Final = (3, 11)
@@ -213,8 +213,7 @@ def _check_backend(name: str, value: str) -> Check:
     try:
         EntryPoint(name, value, GROUP).load()
     except Exception as error:  # a foreign module may raise anything while it is imported
-        remedy = f"install what {value.partition(':')[0]} needs"
-        return Check(f"backend {name}", State.MISSING, _first_line(error), remedy)
+        return Check(f"backend {name}", State.MISSING, _first_line(error), remedy(name, value))
     return Check(f"backend {name}", State.OK, value)
 
 

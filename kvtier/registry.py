@@ -26,6 +26,14 @@ def available() -> Mapping[str, str]:
     return {name: _entry_point(name).value for name in _names()}
 
 
+def remedy(name: str, value: str) -> str:
+    """What to do about a backend that is declared as ``value`` and cannot be imported."""
+    for package in (point.dist for point in entry_points(group=GROUP, name=name)):
+        if package and name in (package.metadata.get_all("Provides-Extra") or ()):
+            return f"pip install '{package.name}[{name}]'"
+    return f"install what {value.partition(':')[0]} needs"
+
+
 async def open_backend(name: str, options: Mapping[str, Any], page_bytes: int) -> Backend:
     """Find, import and open a backend.
 
@@ -82,7 +90,7 @@ def _load(name: str) -> type[Backend]:
     except Exception as error:  # a foreign module may raise anything while it is imported
         raise BackendError(
             f"backend {name!r} ({point.value}) cannot be imported: "
-            f"{type(error).__name__}: {error}: is everything installed that it needs?"
+            f"{type(error).__name__}: {error}: {remedy(name, point.value)}"
         ) from error
     if not (isinstance(loaded, type) and issubclass(loaded, Backend)):
         raise BackendError(f"backend {name!r}: {point.value} is no kvtier.backend.Backend")

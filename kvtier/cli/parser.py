@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import typing
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from kvtier.cli import commands
 from kvtier.cli.outcome import Exit
@@ -24,6 +25,18 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"kvtier: {message}; see '{self.prog} --help'\n")
 
 
+class CommandParser(OneLineParser):
+    """Of one command: what it does not know, it refuses itself, so that its own help is named."""
+
+    def parse_known_args(self, *given: Any, **named: Any) -> Any:
+        known, unknown = super().parse_known_args(*given, **named)
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], self._option_string_actions, n=1)
+            hint = f", did you mean {near[0]}?" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return known, unknown
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser; ``command`` of what it parsed is the function to call."""
     parser = OneLineParser(
@@ -35,7 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--version", action="version", version=f"kvtier {package_version('kvtier')}"
     )
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=CommandParser
+    )
     add = partial(subparsers.add_parser, allow_abbrev=False)
     replay = add("replay", help="drive a trace into a real cache, and measure")
     replay.add_argument(

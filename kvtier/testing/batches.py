@@ -47,6 +47,7 @@ async def put_objects(
     """Put objects, all of which must succeed; returns the version of each."""
     result = await backend.put(make_objects(objects, page_bytes))
     assert result.status.tolist() == [PageStatus.OK] * len(objects)
+    assert 0 not in result.versions.tolist(), "0 is no version"
     return dict(zip(objects, result.versions.tolist(), strict=True))
 
 

@@ -30,6 +30,9 @@ from kvtier.trace.sources import SourceFile, check_option, check_word
 from kvtier.trace.writer import TraceSummary, write_page_io
 
 _COLUMNS: Final = ("t_ns", "query", "batch", "offset", "length")
+_WRITE_PARQUET: Final = (
+    f"recorded reads are Parquet, with the columns {', '.join(_COLUMNS)}: convert them with pandas"
+)
 _PURPOSES: Final = {purpose.word: purpose for purpose in Purpose}
 _BATCH_ROWS: Final = 1 << 14
 _U32_MAX: Final = (1 << 32) - 1
@@ -81,7 +84,7 @@ def import_page_reads(
 
 
 def _check_schema(path: Path) -> None:
-    with open_parquet(path) as file:
+    with open_parquet(path, _WRITE_PARQUET) as file:
         schema = file.schema_arrow
         rows = file.metadata.num_rows
     for name in _COLUMNS:

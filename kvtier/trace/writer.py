@@ -117,6 +117,8 @@ def _checked_target(path: str | Path, metadata: TraceMetadata, kind: TraceKind) 
         raise TraceError(f"{path}: metadata of kind {metadata.kind!r} for a trace of {kind!r}")
     if path.is_dir():
         raise TraceError(f"{path}: cannot be written, it is a directory; name a file")
+    if not path.parent.is_dir():
+        raise TraceError(f"{path}: there is no directory {path.parent}; create it first")
     return path
 
 

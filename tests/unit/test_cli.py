@@ -113,6 +113,11 @@ SMALL = [
         (["simulate", "t", "--html", "-"], "--html -: a page is a file; name one"),
         (["replay", "t", "--json", "r", "--html", "r"], "--html r: --json names the same file"),
         (["simulate", "t", "--name", " "], "argument --name: ' ' is no name"),
+        (
+            ["replay", "t", "--limt", "3"],
+            "--limt 3, did you mean --limit?; see 'kvtier replay --help'",
+        ),
+        (["inspect", "t", "more"], "unrecognized arguments: more; see 'kvtier inspect --help'"),
         (["report"], "the following arguments are required: FILE; see 'kvtier report --help'"),
         (["report", "/none.json"], "/none.json: cannot be read: No such file"),
         (["report", "/dev/null"], "/dev/null: is no JSON"),

@@ -38,6 +38,13 @@ class NoBackend:
     pass
 """
 
+METADATA = """\
+Metadata-Version: 2.1
+Name: foreign-store
+Version: 1.0
+Provides-Extra: with-extra
+"""
+
 POINTS = """
 [kvtier.backends]
 good = foreign_store:Good
@@ -46,6 +53,7 @@ old-once-open = foreign_store:OldOnceOpen
 no-backend = foreign_store:NoBackend
 no-such-class = foreign_store:Missing
 needs-more = foreign_broken:Store
+with-extra = foreign_broken:Store
 """
 
 
@@ -54,7 +62,7 @@ def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An installed distribution that declares backends, as a third party's would."""
     info = tmp_path / "foreign_store-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: foreign-store\nVersion: 1.0\n")
+    (info / "METADATA").write_text(METADATA)
     (info / "entry_points.txt").write_text(POINTS)
     (tmp_path / "foreign_store.py").write_text(FOREIGN)
     (tmp_path / "foreign_broken.py").write_text("import a_client_that_is_not_installed\n")
@@ -111,7 +119,8 @@ class TestOpenBackend:
             ("old", "version 0 of the backend interface"),
             ("no-backend", r"foreign_store:NoBackend is no kvtier\.backend\.Backend"),
             ("no-such-class", "cannot be imported: AttributeError"),
-            ("needs-more", "cannot be imported: ModuleNotFoundError: .*a_client_that"),
+            ("needs-more", "ModuleNotFoundError: .*a_client_that.*: install what foreign_broken n"),
+            ("with-extra", r"ModuleNotFoundError: .*: pip install 'foreign-store\[with-extra\]'"),
         ],
     )
     async def test_what_cannot_be_used_is_refused(
