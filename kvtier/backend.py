@@ -288,7 +288,9 @@ def check_options(
             )
     for name in required:
         if name not in options:
-            raise SettingsError(f"backend {backend!r} needs the option {name!r}")
+            raise SettingsError(
+                f"backend {backend!r} needs the option {name!r}: in settings origin.options.{name}"
+            )
 
 
 def check_keys(keys: Collection[bytes], capability: Capability) -> None:

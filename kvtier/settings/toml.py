@@ -49,7 +49,10 @@ _SCALARS: Final[Mapping[type, str]] = {
 
 
 def default_settings() -> Settings:
-    """Two small tiers in memory, one in a temporary file, and an origin of temporary files."""
+    """Two small tiers in memory, one in a temporary file, and an origin of files.
+
+    A run keeps these in a temporary directory; ``open_cache`` needs ``origin.options.root``.
+    """
     return load_settings(None)
 
 

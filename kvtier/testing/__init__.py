@@ -1,4 +1,4 @@
-"""What a backend proves itself with; needs the extra ``test``.
+"""What a backend proves itself with; needs pytest, pytest-asyncio and hypothesis.
 
 Subclass :class:`kvtier.testing.contract.BackendContract` in a test module of your own, give it a
 fixture ``backend``, and pytest runs the whole contract against it.

@@ -127,7 +127,7 @@ def test_every_link_leads_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-@pytest.mark.parametrize("page", ["README.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/library.md"])
 def test_the_python_examples_run(page: str, tmp_path: Path) -> None:
     examples = re.findall(r"```python\n(.*?)```", text(page), re.DOTALL)
     assert examples
