@@ -107,7 +107,8 @@ class FileBackend(Backend):
                 pages = batch.payload[rows[item] : rows[item + 1]]
                 try:
                     result.versions[item] = self._files.publish(batch.keys[item], pages)
-                except OSError:
+                except OSError as error:
+                    self._files.failures.note("written", error)
                     result.status[item] = PageStatus.FAILED
 
         await self._workers.for_each(np.arange(len(batch)), publish)

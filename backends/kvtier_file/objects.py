@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 
 from kvtier.errors import BackendError
 from kvtier.pages import OBJECT_PAGES_MAX, U8, PageStatus
+from kvtier_file.failures import Failures
 from kvtier_file.layout import Layout, open_incoming
 from kvtier_file.names import path_of
 
@@ -61,6 +62,7 @@ class ObjectFiles:
 
     Attributes:
         folder: what holds the folders of objects.
+        failures: where threads tell what they met.
 
     Args:
         layout: where they lie.
@@ -71,6 +73,7 @@ class ObjectFiles:
 
     def __init__(self, layout: Layout, page_bytes: int, sync: bool) -> None:
         self.folder = Path(layout.objects)
+        self.failures = Failures(self.folder)
         self._layout = layout
         self._page_bytes = page_bytes
         self._sync = sync
@@ -126,7 +129,8 @@ class ObjectFiles:
                 _sync(Path(path).parent)
         except FileNotFoundError:
             return PageStatus.ABSENT
-        except OSError:
+        except OSError as error:
+            self.failures.note("removed", error)
             return PageStatus.FAILED
         return PageStatus.OK
 

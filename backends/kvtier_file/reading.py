@@ -39,7 +39,8 @@ class ExtentReader:
         for key, of_key in groupby(extents, self._key_index.__getitem__):
             try:
                 opened = self._files.open(self._keys[key], self._versions[key])
-            except OSError:
+            except OSError as error:
+                self._files.failures.note("opened", error)
                 self._status[list(of_key)] = PageStatus.FAILED
                 continue
             if opened is None:
@@ -61,9 +62,11 @@ class ExtentReader:
         while rows:
             try:
                 count = os.preadv(opened.fd, [rows], at_bytes)
-            except OSError:
+            except OSError as error:
+                self._files.failures.note("read", error)
                 return PageStatus.FAILED
             if count == 0:
+                self._files.failures.note("read", OSError("its file was cut short"))
                 return PageStatus.FAILED
             rows = rows[count:]
             at_bytes += count

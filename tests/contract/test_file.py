@@ -177,6 +177,20 @@ class TestStore:
         assert result.status.tolist() == [PageStatus.FAILED]
         assert (await store.delete([b"a"])).tolist() == [PageStatus.FAILED]
 
+    async def test_the_log_says_once_why_objects_fail(
+        self, store: FileBackend, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for key in (b"a", b"b"):
+            (tmp_path / "objects" / path_of(key)).mkdir(parents=True)
+        await store.put(make_objects({b"a": pages_of(b"a"), b"b": pages_of(b"b")}, PAGE_BYTES))
+        await store.put(make_objects({b"a": pages_of(b"a")}, PAGE_BYTES))
+        await store.delete([b"a"])
+        said = [record.getMessage().removeprefix(f"{tmp_path}/") for record in caplog.records]
+        assert said == [
+            "objects: an object cannot be written: Is a directory",
+            "objects: an object cannot be removed: Is a directory",
+        ]
+
     async def test_a_device_error_fails_the_extent(
         self, store: FileBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
