@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kvtier.errors import LimitError
 from kvtier.hashing import GOLDEN
-from kvtier.jit import jit, jit_inline
+from kvtier.jit import jit_in_place, jit_inline
 from kvtier.pages import I64, U64
 from kvtier.rows import as_column
 
@@ -147,7 +147,7 @@ def _entry_of(entries: Entries, page_id: np.uint64) -> int:
     return entry
 
 
-@jit
+@jit_in_place
 def _find_all(entries: Entries, page_ids: U64, carriers: I64, positions: I64) -> None:
     for row in range(page_ids.size):
         word = entries[_entry_of(entries, page_ids[row]), 1]
@@ -155,7 +155,7 @@ def _find_all(entries: Entries, page_ids: U64, carriers: I64, positions: I64) ->
         positions[row] = np.int64(word & _LOW_HALF) if word != _FREE else -1
 
 
-@jit
+@jit_in_place
 def _count_absent(entries: Entries, page_ids: U64) -> int:
     absent = 0
     for page_id in page_ids:
@@ -164,7 +164,7 @@ def _count_absent(entries: Entries, page_ids: U64) -> int:
     return absent
 
 
-@jit
+@jit_in_place
 def _assign_all(entries: Entries, page_ids: U64, carrier: int, positions: I64) -> int:
     """Returns how many pages are new, or -1 if a position is out of range; nothing changed then."""
     for row in range(page_ids.size):
@@ -181,7 +181,7 @@ def _assign_all(entries: Entries, page_ids: U64, carrier: int, positions: I64) -
     return added
 
 
-@jit
+@jit_in_place
 def _remove_all(entries: Entries, page_ids: U64) -> int:
     """Returns how many pages were here."""
     removed = 0

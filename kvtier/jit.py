@@ -30,6 +30,19 @@ def jit(function: Callable[P, R]) -> Callable[P, R]:
     return cast("Callable[P, R]", compiled)
 
 
+def jit_in_place(function: Callable[P, R]) -> Callable[P, R]:
+    """Like :func:`jit`, for a loop that works on the arrays it is given: it makes and returns none.
+
+    So no references to them need be counted, which the caller has anyway. Numba counts some in
+    inner loops, of arrays in tuples above all, and LLVM makes no vector instructions of such loops.
+    """
+    if JIT_DISABLED:
+        return _plain(function)
+    compiled = numba.njit(nogil=True, cache=True, boundscheck=False, _nrt=False)(function)
+    _forget_unreadable(compiled)
+    return cast("Callable[P, R]", compiled)
+
+
 def jit_inline(function: Callable[P, R]) -> Callable[P, R]:
     """Like :func:`jit`, for a small function that is folded into the compiled caller."""
     if JIT_DISABLED:

@@ -12,12 +12,12 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 
 from kvtier.hashing import fmix64, set_of
-from kvtier.jit import jit, jit_inline
+from kvtier.jit import jit_in_place, jit_inline
 from kvtier.pages import EMPTY, I64, PENDING, U8, U32, U64, VALID, Bool
 from kvtier.prefetch import prefetch
 
-_UNUSABLE: Final = np.uint8(255)
-"""Ranks after every state, so that no slot is better than none."""
+_UNUSABLE: Final = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
+"""Ranks after every slot that can be taken."""
 
 _PREFETCH_ROWS: Final = 16
 """How far ahead of the probe its cache lines are asked for; 8 to 32 made no difference."""
@@ -28,8 +28,11 @@ _NO_SLOT: Final = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 _ZERO: Final = np.uint64(0)
 _ONE: Final = np.uint64(1)
 _EIGHT: Final = np.uint64(8)
+_SIXTEEN: Final = np.uint64(16)
 _EIGHT_SHIFT: Final = np.uint64(3)
-_PRIORITY_SHIFT: Final = np.uint64(32)
+_STATE_SHIFT: Final = np.uint64(32)
+_WAY_BITS: Final = np.uint64(8)
+_WAY_MASK: Final = np.uint64(0xFF)
 _DIGEST_MASK: Final = np.uint64(0xFF)
 _BYTE_ONES: Final = np.uint64(0x0101_0101_0101_0101)
 _BYTE_HIGHS: Final = np.uint64(0x8080_8080_8080_8080)
@@ -100,14 +103,13 @@ def _prefetch_set(table: SlotTable, hashed: np.uint64) -> None:
     first = _first_slot(table, hashed)
     prefetch(table.digests, first)
     prefetch(table.states, first)
-    # One loop, though every second stamp lies in a line already asked for: with a second one Numba
-    # no longer proves the arrays alive, and counts references for each row, five times slower.
     for slot in range(first, first + np.uint64(table.ways), _EIGHT):
         prefetch(table.tags, slot)
+    for slot in range(first, first + np.uint64(table.ways), _SIXTEEN):
         prefetch(table.stamps, slot)
 
 
-@jit
+@jit_in_place
 def probe(
     table: SlotTable,
     page_ids: U64,
@@ -150,26 +152,36 @@ def probe(
 
 
 @jit_inline
+def _rank(table: SlotTable, slot: Slot, oldest_stamp: np.uint32) -> np.uint64:
+    """(state, priority) as one number; ``_UNUSABLE`` if the slot must not be taken."""
+    state = table.states[slot]
+    usable = (state != PENDING) & (table.stamps[slot] < oldest_stamp)
+    rank = (np.uint64(state) << _STATE_SHIFT) | np.uint64(table.priorities[slot])
+    return rank if usable else _UNUSABLE
+
+
+@jit_inline
 def _victim(table: SlotTable, hashed: np.uint64, oldest_stamp: np.uint32) -> Slot:
     """The slot to take in a set, or ``_NO_SLOT``.
 
     It is the least (state, priority, stamp, way) of the usable ones.
     """
-    best: Slot = _NO_SLOT
-    best_state = _UNUSABLE
-    best_cost = _ZERO
     first = _first_slot(table, hashed)
-    for slot in range(first, first + np.uint64(table.ways)):
-        # Selects, not branches: stamps lie in random order, so a branch would be guessed wrong.
-        stamp = table.stamps[slot]
-        usable = (table.states[slot] != PENDING) & (stamp < oldest_stamp)
-        state = table.states[slot] if usable else _UNUSABLE
-        cost = (np.uint64(table.priorities[slot]) << _PRIORITY_SHIFT) | np.uint64(stamp)
-        better = (state < best_state) | ((state == best_state) & (cost < best_cost))
-        best = slot if better else best
-        best_state = state if better else best_state
-        best_cost = cost if better else best_cost
-    return best
+    ways = np.uint64(table.ways)
+    # Two searches for a least number: LLVM makes vector instructions of each, and of one that
+    # compares four columns it does not.
+    best_rank = _UNUSABLE
+    for slot in range(first, first + ways):
+        best_rank = min(best_rank, _rank(table, slot, oldest_stamp))
+    if best_rank == _UNUSABLE:
+        return _NO_SLOT
+    best = _UNUSABLE
+    for way in range(_ZERO, ways):
+        slot = first + way
+        touched = (np.uint64(table.stamps[slot]) << _WAY_BITS) | way
+        is_best = _rank(table, slot, oldest_stamp) == best_rank
+        best = min(best, touched if is_best else _UNUSABLE)
+    return first + (best & _WAY_MASK)
 
 
 @jit_inline
@@ -188,7 +200,7 @@ def _reserve(
     table.priorities[slot] = priority
 
 
-@jit
+@jit_in_place
 def fold_and_plan(
     table: SlotTable,
     page_ids: U64,
@@ -216,9 +228,9 @@ def fold_and_plan(
     bypasses = 0
     first = 0
     while first < order.size:
-        ahead = _first_slot(table, hashes[order[min(first + _PREFETCH_ROWS, order.size - 1)]])
-        prefetch(table.priorities, ahead)
-        prefetch(table.stamps, ahead)
+        ahead = hashes[order[min(first + _PREFETCH_ROWS, order.size - 1)]]
+        _prefetch_set(table, ahead)
+        prefetch(table.priorities, _first_slot(table, ahead))
         lead = order[first]
         hashed = hashes[lead]
         last = first + 1
@@ -243,7 +255,7 @@ def fold_and_plan(
     return evictions, bypasses
 
 
-@jit
+@jit_in_place
 def number_pages(
     page_ids: U64,
     rows: I64,
@@ -274,7 +286,7 @@ def number_pages(
     return count
 
 
-@jit
+@jit_in_place
 def publish(table: SlotTable, slots: I64) -> int:
     """PENDING slots become VALID. Returns how many were not PENDING; above 0 nothing changed."""
     wrong = _count_not_pending(table, slots)
@@ -284,7 +296,7 @@ def publish(table: SlotTable, slots: I64) -> int:
     return wrong
 
 
-@jit
+@jit_in_place
 def abort(table: SlotTable, slots: I64) -> int:
     """PENDING slots become EMPTY, unstamped. Returns as :func:`publish` does."""
     wrong = _count_not_pending(table, slots)
@@ -295,7 +307,7 @@ def abort(table: SlotTable, slots: I64) -> int:
     return wrong
 
 
-@jit
+@jit_in_place
 def invalidate(table: SlotTable, page_ids: U64, dropped: I64) -> int:
     """VALID pages become EMPTY, stamps kept. Lists their slots in ``dropped``, returns how many."""
     count = 0
@@ -308,7 +320,7 @@ def invalidate(table: SlotTable, page_ids: U64, dropped: I64) -> int:
     return count
 
 
-@jit
+@jit_in_place
 def drop(table: SlotTable, slots: I64) -> None:
     """Slots become EMPTY, unstamped."""
     for slot in slots:
@@ -316,7 +328,7 @@ def drop(table: SlotTable, slots: I64) -> None:
         table.stamps[slot] = np.uint32(0)
 
 
-@jit
+@jit_in_place
 def restore(table: SlotTable, page_ids: U64, slots: I64) -> None:
     """Pages take EMPTY slots of their sets and become VALID; -1 where there is none, or no need."""
     ways = np.uint64(table.ways)
@@ -342,7 +354,7 @@ def restore(table: SlotTable, page_ids: U64, slots: I64) -> None:
                 break
 
 
-@jit
+@jit_in_place
 def peek(table: SlotTable, page_ids: U64, slots: I64) -> None:
     """The slot of each VALID page, or -1."""
     for row in range(page_ids.size):

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from kvtier.jit import jit
+from kvtier.jit import jit_in_place
 from kvtier.pages import I64, U64, Bool
 from kvtier.prefetch import prefetch
 
@@ -23,7 +23,7 @@ def compile_all() -> None:
     place(none, none, none, none)
 
 
-@jit
+@jit_in_place
 def touch(
     location_of: I64,
     touched: Bool,
@@ -44,14 +44,14 @@ def touch(
         touched_at[location // segment_pages] = epoch
 
 
-@jit
+@jit_in_place
 def count(counts: I64, locations: I64, segment_pages: int, step: int) -> None:
     """Add ``step`` to the count of each location's segment."""
     for location in locations:
         counts[location // segment_pages] += step
 
 
-@jit
+@jit_in_place
 def slots_at(slot_of: I64, locations: I64, slots: I64) -> None:
     """The slot of the page at each location, or -1, also where there is no such location."""
     for row in range(locations.size):
@@ -59,7 +59,7 @@ def slots_at(slot_of: I64, locations: I64, slots: I64) -> None:
         slots[row] = slot_of[location] if 0 <= location < slot_of.size else -1
 
 
-@jit
+@jit_in_place
 def place(location_of: I64, slot_of: I64, slots: I64, locations: I64) -> int:
     """Bring slots and locations together; lists in ``slots`` those whose location is taken.
 
