@@ -15,10 +15,14 @@ from kvtier.errors import LimitError
 from kvtier.hashing import GOLDEN
 from kvtier.jit import jit_in_place, jit_inline
 from kvtier.pages import I64, U64
+from kvtier.prefetch import prefetch
 from kvtier.rows import as_column
 
 CARRIER_MAX: Final = (1 << 31) - 1
 POSITION_MAX: Final = (1 << 32) - 1
+
+_PREFETCH_ROWS: Final = 16
+"""As of the probe of an index."""
 
 _FREE: Final = np.uint64(0)
 _HIGH_HALF: Final = np.uint64(32)
@@ -147,9 +151,16 @@ def _entry_of(entries: Entries, page_id: np.uint64) -> int:
     return entry
 
 
+@jit_inline
+def _prefetch_ahead(entries: Entries, page_ids: U64, row: int) -> None:
+    ahead = page_ids[min(row + _PREFETCH_ROWS, page_ids.size - 1)]
+    prefetch(entries, 2 * _home(entries, ahead))
+
+
 @jit_in_place
 def _find_all(entries: Entries, page_ids: U64, carriers: I64, positions: I64) -> None:
     for row in range(page_ids.size):
+        _prefetch_ahead(entries, page_ids, row)
         word = entries[_entry_of(entries, page_ids[row]), 1]
         carriers[row] = np.int64(word >> _HIGH_HALF) - 1
         positions[row] = np.int64(word & _LOW_HALF) if word != _FREE else -1
@@ -173,6 +184,7 @@ def _assign_all(entries: Entries, page_ids: U64, carrier: int, positions: I64) -
     added = 0
     high = (np.uint64(carrier) + _ONE) << _HIGH_HALF
     for row in range(page_ids.size):
+        _prefetch_ahead(entries, page_ids, row)
         entry = _entry_of(entries, page_ids[row])
         if entries[entry, 1] == _FREE:
             entries[entry, 0] = page_ids[row]
@@ -185,8 +197,9 @@ def _assign_all(entries: Entries, page_ids: U64, carrier: int, positions: I64) -
 def _remove_all(entries: Entries, page_ids: U64) -> int:
     """Returns how many pages were here."""
     removed = 0
-    for page_id in page_ids:
-        entry = _entry_of(entries, page_id)
+    for row in range(page_ids.size):
+        _prefetch_ahead(entries, page_ids, row)
+        entry = _entry_of(entries, page_ids[row])
         if entries[entry, 1] != _FREE:
             _close_gap(entries, entry)
             removed += 1

@@ -75,7 +75,7 @@ class Fetching:
             flight: divided, if one staging buffer cannot take all of it.
             locations: u64[m], PageIds at the origin, slots of a tier.
         """
-        plan = plan_extents(locations, self._rules[flight.source])
+        plan = plan_extents(locations, self._rules[flight.source], distinct=not flight.lone)
         if len(plan.batches) == 1:
             flight.rows = np.empty(len(flight), np.int64)
             flight.rows[plan.order] = plan.page_rows
@@ -126,7 +126,7 @@ class Fetching:
         counters.device_reads += len(issued)
         counters.read_bytes += issued.pages * self._page_bytes
         counters.merged_extents += int(np.count_nonzero(issued.count > 1))
-        if not status.any():
+        if np.count_nonzero(status) == 0:
             return self.deliver(flight), []
         level, buffer = flight.source, flight.buffer
         chosen = [np.flatnonzero(status == outcome) for outcome in _OUTCOMES]
@@ -164,10 +164,11 @@ class Fetching:
             if flight.doomed is not None:
                 actions += if_any(Abort, level, slots[chosen & flight.doomed])
                 chosen &= ~flight.doomed
-            if chosen.all():
+            fills = np.count_nonzero(chosen)
+            if fills == len(slots):
                 flight.steps += 1
                 actions.append(Fill(level, flight, sources, slots, page_ids))
-            elif chosen.any():
+            elif fills:
                 flight.steps += 1
                 where = sources[chosen]
                 actions.append(Fill(level, flight, where, slots[chosen], page_ids[chosen]))

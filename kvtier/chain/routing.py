@@ -83,8 +83,8 @@ class Routing:
     def not_read(self, flight: Flight) -> list[Action]:
         """Look further down for pages that a tier failed to read."""
         level = flight.source
-        flight.fills.append(np.full(len(flight), -1, np.int64))
-        return [Invalidate(level, flight.page_ids), *self._seek(flight, level + 1)]
+        no_slots = np.full(len(flight), -1, np.int64)
+        return [Invalidate(level, flight.page_ids), *self._pass_down(level, flight, no_slots)]
 
     def miss(self, read: Read, misses: Misses) -> list[Action]:
         """Join pages on their way, let the others take flight.
@@ -98,7 +98,7 @@ class Routing:
         numbers, positions = self._flights.find(page_ids)
         flying = numbers >= 0
         actions: list[Action] = []
-        if flying.any():
+        if np.count_nonzero(flying):
             # The page was on its way without a slot here (bypassed, or not admitted).
             reserved = misses.reserved
             actions += if_any(Abort, 0, reserved[flying & (reserved >= 0)])
@@ -113,9 +113,11 @@ class Routing:
             flight = self._flights.take_off(read.epoch, page_ids, waiter)
             if not self._tiers:
                 return actions + self._seek(flight, 0)
-            found = np.flatnonzero(states == VALID)
-            rest = np.flatnonzero(states != VALID)
             reserved = np.where(states == EMPTY, slots, -1)
+            is_found = states == VALID
+            if np.count_nonzero(is_found) == 0:  # as always behind a first tier in memory
+                return actions + self._pass_down(0, flight, reserved)
+            found, rest = np.flatnonzero(is_found), np.flatnonzero(~is_found)
             actions += self._route(0, flight, found, slots[found], rest, reserved[rest])
         return actions
 
@@ -197,8 +199,7 @@ class Routing:
         hit, missed = self._flights.divide(flight, order, [len(found), len(order)])
         actions: list[Action] = []
         if missed is not None:
-            missed.fills.append(reserved)
-            actions += self._seek(missed, level + 1)
+            actions += self._pass_down(level, missed, reserved)
         if hit is not None:
             hit.source = level
             hit.slots = slots
@@ -207,6 +208,11 @@ class Routing:
             else:
                 actions += self._fetching.fetch(hit, hit.slots.astype(np.uint64))
         return actions
+
+    def _pass_down(self, level: int, flight: Flight, reserved: I64) -> list[Action]:
+        """Look below ``level`` for a flight's pages, which have those slots (i64[m]) there."""
+        flight.fills.append(reserved)
+        return self._seek(flight, level + 1)
 
     def _write_lookup(self, level: int, write: Write, result: LookupResult) -> list[Action]:
         reserved = result.misses.reserved

@@ -283,7 +283,7 @@ class VirtualDriver(ModelledDriver):
 
         def end() -> None:
             self.perform(self.chain.fetched(flight, status, issued))
-            if status.any():
+            if np.count_nonzero(status):
                 for batch in self._batches.values():
                     batch.settle()
 
