@@ -58,8 +58,8 @@ prefetch = cast(
     "Callable[[NDArray[Any], int | np.uint64], None]",
     _prefetch_in_python if JIT_DISABLED else intrinsic(_prefetch_typed),
 )
-"""``prefetch(array, index)``: start loading the cache line of ``array[index]``, or of that element in
-C order where the array has more dimensions; in bounds."""
+"""``prefetch(array, index)``: start loading the cache line of ``array[index]`` (in bounds; where an
+array has more dimensions, the element which is so in C order)."""
 
 prefetch_at = cast(
     "Callable[[int], None]",

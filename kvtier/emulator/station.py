@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from kvtier.emulator.timeline import Event, Timeline
@@ -101,14 +102,20 @@ class Route:
 
     def travel(self, timeline: Timeline, work: Work, arrived: Event) -> None:
         """Send work from now on through every station, and then let ``arrived`` happen."""
-        self._pass_on(0, timeline, work, arrived)
-
-    def _pass_on(self, number: int, timeline: Timeline, work: Work, arrived: Event) -> None:
-        # No closure that calls itself: it would be a reference cycle, and keep the work's arrays,
-        # and the flight behind ``arrived``, until the garbage collector comes.
         stations = self.writes if work.is_write else self.reads
-        if number == len(stations):
+        if stations:
+            _pass_on(stations, 0, timeline, work, arrived)
+        else:
             arrived()
-            return
-        end_ns = stations[number].serve(timeline.now_ns, work)
-        timeline.at(end_ns, lambda: self._pass_on(number + 1, timeline, work, arrived))
+
+
+def _pass_on(
+    stations: tuple[Server, ...], number: int, timeline: Timeline, work: Work, arrived: Event
+) -> None:
+    # No closure that calls itself: it would be a reference cycle, and keep the work's arrays, and
+    # the flight behind ``arrived``, until the garbage collector comes.
+    end_ns = stations[number].serve(timeline.now_ns, work)
+    number += 1
+    is_last = number == len(stations)
+    event = arrived if is_last else partial(_pass_on, stations, number, timeline, work, arrived)
+    timeline.at(end_ns, event)
