@@ -178,9 +178,10 @@ class Routing:
 
     def _next_lookup(self, level: int, flight: Flight, result: LookupResult) -> list[Action]:
         flight.owner.lookups[level] += len(flight)
-        found = np.arange(len(flight)) if result.rows is None else result.rows
+        if result.rows is None:
+            return self._bring(level, flight, result.hits)
         misses = result.misses  # as many rows as pages, for those of a flight are distinct
-        return self._route(level, flight, found, result.hits, misses.rows, misses.reserved)
+        return self._route(level, flight, result.rows, result.hits, misses.rows, misses.reserved)
 
     def _route(
         self, level: int, flight: Flight, found: I64, slots: I64, rest: I64, reserved: I64
@@ -201,13 +202,16 @@ class Routing:
         if missed is not None:
             actions += self._pass_down(level, missed, reserved)
         if hit is not None:
-            hit.source = level
-            hit.slots = slots
-            if self._tiers[level].in_memory:
-                actions += self._fetching.deliver(hit)
-            else:
-                actions += self._fetching.fetch(hit, hit.slots.astype(np.uint64))
+            actions += self._bring(level, hit, slots)
         return actions
+
+    def _bring(self, level: int, flight: Flight, slots: I64) -> list[Action]:
+        """Get the bytes of a flight's pages: all are at ``level``, in those slots (i64[m])."""
+        flight.source = level
+        flight.slots = slots
+        if self._tiers[level].in_memory:
+            return self._fetching.deliver(flight)
+        return self._fetching.fetch(flight, slots.astype(np.uint64))
 
     def _pass_down(self, level: int, flight: Flight, reserved: I64) -> list[Action]:
         """Look below ``level`` for a flight's pages, which have those slots (i64[m]) there."""
