@@ -23,11 +23,7 @@ JIT_DISABLED: Final = bool(getattr(numba.config, "DISABLE_JIT", 0))
 
 def jit(function: Callable[P, R]) -> Callable[P, R]:
     """Compile ``function`` at its first call, without the GIL; cached on disk."""
-    if JIT_DISABLED:
-        return _plain(function)
-    compiled = numba.njit(nogil=True, cache=True, boundscheck=False)(function)
-    _forget_unreadable(compiled)
-    return cast("Callable[P, R]", compiled)
+    return _compiled(function)
 
 
 def jit_in_place(function: Callable[P, R]) -> Callable[P, R]:
@@ -36,11 +32,7 @@ def jit_in_place(function: Callable[P, R]) -> Callable[P, R]:
     So no references to them need be counted, which the caller has anyway. Numba counts some in
     inner loops, of arrays in tuples above all, and LLVM makes no vector instructions of such loops.
     """
-    if JIT_DISABLED:
-        return _plain(function)
-    compiled = numba.njit(nogil=True, cache=True, boundscheck=False, _nrt=False)(function)
-    _forget_unreadable(compiled)
-    return cast("Callable[P, R]", compiled)
+    return _compiled(function, _nrt=False)
 
 
 def jit_inline(function: Callable[P, R]) -> Callable[P, R]:
@@ -48,6 +40,14 @@ def jit_inline(function: Callable[P, R]) -> Callable[P, R]:
     if JIT_DISABLED:
         return _plain(function)
     compiled = numba.njit(nogil=True, inline="always", boundscheck=False)(function)
+    return cast("Callable[P, R]", compiled)
+
+
+def _compiled(function: Callable[P, R], **options: Any) -> Callable[P, R]:
+    if JIT_DISABLED:
+        return _plain(function)
+    compiled = numba.njit(nogil=True, cache=True, boundscheck=False, **options)(function)
+    _forget_unreadable(compiled)
     return cast("Callable[P, R]", compiled)
 
 

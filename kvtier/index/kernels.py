@@ -177,9 +177,9 @@ def _victim(table: SlotTable, hashed: np.uint64, oldest_stamp: np.uint32) -> Slo
         return _NO_SLOT
     best = _UNUSABLE
     for way in range(_ZERO, ways):
-        slot = first + way
-        touched = (np.uint64(table.stamps[slot]) << _WAY_BITS) | way
-        is_best = _rank(table, slot, oldest_stamp) == best_rank
+        candidate = first + way
+        touched = (np.uint64(table.stamps[candidate]) << _WAY_BITS) | way
+        is_best = _rank(table, candidate, oldest_stamp) == best_rank
         best = min(best, touched if is_best else _UNUSABLE)
     return first + (best & _WAY_MASK)
 
