@@ -91,8 +91,8 @@ TURN_ROUNDS_MAX: Final = 8
 
 SUBMITTED_TOGETHER: Final = 4
 """Operations that the kernel is given at once while more are begun: a drive that is given a whole
-batch at its end has nothing to do until then. At depth 64 the disk of a virtual machine does 5 %
-more reads so, and each costs 6 % more processor time."""
+batch at its end has nothing to do until then. The disk of a virtual machine does 5 % more reads so
+at depth 64, each at 6 % more processor time, and takes whole segments 9 to 17 % faster."""
 
 OPERATION_BYTES_MAX: Final = 1 << 30
 """Longer extents are moved piece by piece: a length is a u32, and the kernel stops below 2 GiB."""
