@@ -45,7 +45,7 @@ test-lowest: ## the suite with the oldest dependencies that are supported
 
 soak: $(VENV)/test ## long forms of the random tests
 	KVTIER_CHAOS_SEEDS=400 $(BIN)/python -m pytest tests/simulation/test_chaos.py tests/simulation/test_events_chaos.py tests/simulation/test_resilience.py
-	KVTIER_CHAOS_SEEDS=400 $(BIN)/python -m pytest --timeout=600 -s tests/simulation/test_remote_chaos.py
+	KVTIER_CHAOS_SEEDS=600 $(BIN)/python -m pytest --timeout=600 -s tests/simulation/test_remote_chaos.py
 	KVTIER_CRASH_KILLS=200 $(BIN)/python -m pytest --timeout=3600 -s tests/simulation/test_nvme_crash.py
 	KVTIER_ATTACK_ROUNDS=40 $(BIN)/python -m pytest --timeout=1800 tests/simulation/test_nvme_faults.py
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
